@@ -1,0 +1,1 @@
+"""celeriac: Celery for FastAPI, asyncio all the way through."""

@@ -1,0 +1,173 @@
+"""The broker port: what a worker and a publisher may ask of any broker.
+
+Everything takes batches, so that nothing costs one round trip per task under load. A broker never knows what a
+task's result is, nor that a store exists.
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Collection, Sequence
+from dataclasses import dataclass
+
+from celeriac.protocol.message import Message
+from celeriac.protocol.settlement import Action
+
+__all__ = [
+    "Broker",
+    "Capabilities",
+    "DeadLetter",
+    "Delivery",
+    "Publication",
+    "Received",
+    "Settlement",
+]
+
+
+@dataclass(frozen=True, slots=True)
+class Capabilities:
+    """What a broker can do by itself; the rest is made good above it or refused with a reason."""
+
+    delay: bool = True
+    priority: bool = True
+    lease: bool = True
+    delivery_count: bool = True
+    dead_letters: bool = True
+    between_processes: bool = True
+    durable: bool = True
+
+
+@dataclass(frozen=True, slots=True)
+class Publication:
+    """One message on its way to one queue.
+
+    ``due`` is the earliest time of delivery in seconds since the epoch; ``None`` means at once.
+    ``priority`` is 0 to 9, higher first, on every broker.
+    """
+
+    message: Message
+    queue: str
+    task_id: str = ""
+    exchange: str = ""
+    routing_key: str = ""
+    priority: int = 0
+    due: float | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Delivery:
+    """A message handed to one consumer under a lease.
+
+    ``tag`` names this one delivery: after the lease has ended and the message was delivered again, it is void.
+    ``envelope`` is kombu's virtual envelope as bytes, which the worker decodes (a malformed one must not hurt the
+    rest of its batch), or a Message where the broker's own protocol has structure.
+    ``deliveries`` counts this one: 1 is the first.
+    """
+
+    tag: str
+    queue: str
+    envelope: bytes | Message
+    deliveries: int = 1
+
+
+@dataclass(frozen=True, slots=True)
+class Received:
+    """What one ``receive`` found, and when the next delayed or leased message falls due (seconds since the epoch)."""
+
+    deliveries: Sequence[Delivery]
+    next_due: float | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Settlement:
+    """The end of one delivery.
+
+    ``due``: for a requeue, the earliest time of its next delivery, in seconds since the epoch.
+    ``counted``: for a requeue, whether this delivery stays in the delivery count (a message handed back by a worker
+    that shuts down has done nothing wrong).
+    ``publications`` are published in the same step as the settlement where the broker has transactions, and before
+    it everywhere else: a retry is never lost between the two.
+    """
+
+    tag: str
+    action: Action
+    due: float | None = None
+    counted: bool = True
+    reason: str = ""
+    publications: tuple[Publication, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class DeadLetter:
+    """A message that nobody will deliver again unless it is replayed. ``id`` is the broker's own; ``at`` is epoch seconds."""
+
+    id: str
+    queue: str
+    task_id: str
+    task: str
+    reason: str
+    deliveries: int
+    at: float
+    envelope: bytes | Message
+
+
+class Broker(ABC):
+    """Moves messages between processes.
+
+    A broker belongs to the event loop that opened it. Every method may raise
+    :exc:`celeriac.errors.BrokerUnavailable`, and none lets a driver's own exception out.
+    """
+
+    capabilities: Capabilities = Capabilities()
+
+    #: Seconds that a delivery belongs to its consumer before it is delivered again, unless renewed.
+    lease: float = 30.0
+
+    @abstractmethod
+    async def open(self) -> None:
+        """Connect, and create what is missing. Safe to call twice."""
+
+    @abstractmethod
+    async def close(self) -> None:
+        """Release everything. Unsettled deliveries stay leased and come back when their lease ends."""
+
+    @abstractmethod
+    async def publish(self, publications: Sequence[Publication]) -> None:
+        """Store the messages durably, all or none. When it returns, they are the broker's."""
+
+    @abstractmethod
+    async def receive(self, queues: Sequence[str], limit: int) -> Received:
+        """Take up to ``limit`` messages that are due, each under a fresh lease, without waiting.
+
+        Atomic: a process killed at any instruction loses nothing. Higher priority first, then oldest first, and no
+        queue starves another. Messages whose lease ended are due again. Not to be cancelled: what a cancelled call
+        has taken comes back only when its lease ends.
+        """
+
+    @abstractmethod
+    async def wait(self, queues: Sequence[str], timeout: float | None = None) -> None:
+        """Return when a message may have become due in one of the queues, or after ``timeout`` seconds. May be cancelled."""
+
+    @abstractmethod
+    async def settle(self, settlements: Sequence[Settlement]) -> Collection[str]:
+        """End deliveries. Returns the tags that were void: their lease had ended and somebody else has the message."""
+
+    @abstractmethod
+    async def renew(self, tags: Sequence[str]) -> Collection[str]:
+        """Start the leases of these deliveries anew. Returns the tags that were void."""
+
+    @abstractmethod
+    async def size(self, queue: str) -> int:
+        """How many messages wait to be delivered now: neither delayed, nor leased, nor dead."""
+
+    @abstractmethod
+    async def purge(self, queue: str) -> int:
+        """Delete every waiting and delayed message of the queue; leased ones stay. Returns how many."""
+
+    @abstractmethod
+    async def dead_letters(self, queue: str | None = None, limit: int = 100) -> Sequence[DeadLetter]:
+        """The dead letters of one queue, or of all, newest first."""
+
+    @abstractmethod
+    async def replay(self, ids: Sequence[str]) -> int:
+        """Put dead letters back into their queues with a fresh delivery count. Returns how many were found."""

@@ -1,0 +1,137 @@
+"""Everything that celeriac raises, as one tree.
+
+::
+
+    CeleriacError
+    ├── ConfigurationError            a setting, a URL or a missing extra
+    ├── BrokerError
+    │   ├── BrokerUnavailable         gone, refusing, locked, unreadable
+    │   └── PublishTimeout            no confirmation before the deadline
+    ├── StoreError
+    │   └── StoreUnavailable
+    ├── MalformedMessage              bytes that are no Celery message
+    │   └── ContentDisallowed         a content type outside accept_content
+    ├── InvalidArguments              a call that does not fit the task's signature
+    └── TaskError
+        ├── TaskNotFound              an id without a record
+        ├── ResultTimeout             not ready in time
+        ├── TaskFailed                the task raised; the record has the details
+        └── TaskRevoked               cancelled, revoked or expired before it finished
+
+A class's docstring is its message when it is raised without one.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+from celery import exceptions as celery_exceptions
+
+__all__ = [
+    "BrokerError",
+    "BrokerUnavailable",
+    "CeleriacError",
+    "ConfigurationError",
+    "ContentDisallowed",
+    "InvalidArguments",
+    "MalformedMessage",
+    "PublishTimeout",
+    "ResultTimeout",
+    "StoreError",
+    "StoreUnavailable",
+    "TaskError",
+    "TaskFailed",
+    "TaskNotFound",
+    "TaskRevoked",
+]
+
+
+class CeleriacError(Exception):
+    """celeriac could not do what was asked."""
+
+    def __init__(self, message: str | None = None) -> None:
+        super().__init__(message or (type(self).__doc__ or "").strip().split("\n")[0])
+
+
+class ConfigurationError(CeleriacError, celery_exceptions.ImproperlyConfigured):  # type: ignore[misc]
+    """A setting is wrong or missing."""
+
+
+class BrokerError(CeleriacError):
+    """The broker did not do what was asked."""
+
+
+class BrokerUnavailable(BrokerError, ConnectionError):
+    """The broker cannot be reached."""
+
+
+class PublishTimeout(BrokerError, TimeoutError):
+    """The broker did not confirm before the deadline; the task may or may not have been enqueued."""
+
+
+class StoreError(CeleriacError):
+    """The store did not do what was asked."""
+
+
+class StoreUnavailable(StoreError, ConnectionError):
+    """The store cannot be reached."""
+
+
+class MalformedMessage(CeleriacError, ValueError):
+    """The message is not a Celery message."""
+
+
+class ContentDisallowed(MalformedMessage):
+    """The message's content type is not in accept_content."""
+
+
+class InvalidArguments(CeleriacError, TypeError, ValueError):
+    """The arguments do not fit the task's signature.
+
+    ``errors`` lists what is wrong in pydantic's form, when pydantic found it.
+    """
+
+    def __init__(self, message: str | None = None, errors: list[Any] | None = None) -> None:
+        super().__init__(message)
+        self.errors: list[Any] = errors or []
+
+
+class TaskError(CeleriacError):
+    """Something about one task."""
+
+    def __init__(self, message: str | None = None, task_id: str | None = None) -> None:
+        super().__init__(message)
+        self.task_id = task_id
+
+
+class TaskNotFound(TaskError, LookupError):
+    """There is no record of this task id."""
+
+
+class ResultTimeout(TaskError, celery_exceptions.TimeoutError, TimeoutError):  # type: ignore[misc]
+    """The task was not ready in time; it goes on."""
+
+
+class TaskFailed(TaskError):
+    """The task raised an exception.
+
+    ``exc_type`` and ``exc_message`` are the names that the record keeps; ``traceback`` is text.
+    """
+
+    def __init__(
+        self,
+        message: str | None = None,
+        task_id: str | None = None,
+        *,
+        exc_type: str = "",
+        exc_message: str = "",
+        traceback: str | None = None,
+    ) -> None:
+        super().__init__(message, task_id)
+        self.exc_type = exc_type
+        self.exc_message = exc_message
+        self.traceback = traceback
+
+
+class TaskRevoked(TaskError, celery_exceptions.TaskRevokedError):  # type: ignore[misc]
+    """The task was cancelled before it finished."""

@@ -1,0 +1,114 @@
+"""The tables: Celery's own for results, with columns of ours added, and ours for messages and events.
+
+``celery_taskmeta`` is what Celery's SQLAlchemy result backend creates and reads (the columns up to ``stamps``); a
+stock worker may write it. ``version`` tells our writes from foreign ones: we raise it with every write, and a
+trigger appends the ``state`` event for a write that did not.
+"""
+
+from __future__ import annotations
+
+import sqlalchemy as sa
+
+__all__ = ["DEAD", "DELAYED", "LEASED", "READY", "binding", "event", "message", "metadata", "queue", "task_record"]
+
+metadata = sa.MetaData()
+
+# The states of a message. READY ones are in an index of their own, in the order in which they are delivered.
+READY, LEASED, DELAYED, DEAD = 0, 1, 2, 3
+
+_Id = sa.BigInteger().with_variant(sa.Integer, "sqlite")
+
+message = sa.Table(
+    "celeriac_message",
+    metadata,
+    sa.Column("id", _Id, primary_key=True, autoincrement=True),
+    sa.Column("queue", sa.Text, nullable=False),
+    sa.Column("state", sa.SmallInteger, nullable=False, default=READY),
+    sa.Column("priority", sa.SmallInteger, nullable=False, default=0),
+    sa.Column("due", sa.Float, nullable=True),  # epoch seconds: end of the delay or of the lease
+    sa.Column("deliveries", sa.Integer, nullable=False, default=0),
+    sa.Column("task_id", sa.Text, nullable=False, default=""),
+    sa.Column("task", sa.Text, nullable=False, default=""),
+    sa.Column("envelope", sa.Text, nullable=False),  # kombu's virtual envelope, JSON
+    sa.Column("expires", sa.Float, nullable=True),  # epoch seconds: of fanout copies that nobody may come for
+    sa.Column("reason", sa.Text, nullable=True),  # why it is DEAD; its time of death is in ``due``
+    sqlite_autoincrement=True,
+)
+sa.Index(
+    "celeriac_message_ready",
+    message.c.queue,
+    message.c.priority.desc(),
+    message.c.id,
+    sqlite_where=message.c.state == READY,
+    postgresql_where=message.c.state == READY,
+)
+_moving = message.c.state.in_([LEASED, DELAYED])
+sa.Index("celeriac_message_due", message.c.due, sqlite_where=_moving, postgresql_where=_moving)
+_dead = message.c.state == DEAD
+sa.Index("celeriac_message_dead", message.c.queue, message.c.id, sqlite_where=_dead, postgresql_where=_dead)
+
+# Declared queues and exchange bindings, for kombu's exchanges (fanout of remote control, topic of events).
+queue = sa.Table(
+    "celeriac_queue",
+    metadata,
+    sa.Column("name", sa.Text, primary_key=True),
+    sa.Column("expires_after", sa.Float, nullable=True),  # seconds without use after which it goes, or NULL
+    sa.Column("used_at", sa.Float, nullable=False),  # epoch seconds
+)
+binding = sa.Table(
+    "celeriac_binding",
+    metadata,
+    sa.Column("exchange", sa.Text, primary_key=True),
+    sa.Column("routing_key", sa.Text, primary_key=True),
+    sa.Column("queue", sa.Text, primary_key=True),
+    sa.Column("pattern", sa.Text, nullable=False, default=""),
+)
+
+task_record = sa.Table(
+    "celery_taskmeta",
+    metadata,
+    sa.Column("id", _Id, primary_key=True, autoincrement=True),
+    sa.Column("task_id", sa.String(155), unique=True),
+    sa.Column("status", sa.String(50)),
+    sa.Column("result", sa.LargeBinary),
+    sa.Column("date_done", sa.DateTime),
+    sa.Column("traceback", sa.Text),
+    sa.Column("children", sa.LargeBinary),
+    sa.Column("name", sa.String(155)),
+    sa.Column("args", sa.LargeBinary),
+    sa.Column("kwargs", sa.LargeBinary),
+    sa.Column("worker", sa.String(155)),
+    sa.Column("retries", sa.Integer),
+    sa.Column("queue", sa.String(155)),
+    sa.Column("stamps", sa.LargeBinary),
+    # ours
+    sa.Column("version", sa.Integer, nullable=True),
+    sa.Column("owner", sa.Text),
+    sa.Column("root_id", sa.Text),
+    sa.Column("parent_id", sa.Text),
+    sa.Column("group_id", sa.Text),
+    sa.Column("enqueued_at", sa.Float),
+    sa.Column("eta", sa.Float),
+    sa.Column("expires_at", sa.Float),
+    sa.Column("started_at", sa.Float),
+    sa.Column("finished_at", sa.Float),
+    sa.Column("attempts", sa.Text),  # JSON list
+    sa.Column("progress", sa.Text),  # JSON object
+    sa.Column("cancel_requested_at", sa.Float),
+    sqlite_autoincrement=True,
+)
+sa.Index("celeriac_record_state", task_record.c.status, task_record.c.id)
+sa.Index("celeriac_record_name", task_record.c.name, task_record.c.id)
+sa.Index("ix_celery_taskmeta_date_done", task_record.c.date_done)
+
+event = sa.Table(
+    "celeriac_event",
+    metadata,
+    sa.Column("id", _Id, primary_key=True, autoincrement=True),
+    sa.Column("task_id", sa.Text, nullable=False),
+    sa.Column("kind", sa.Text, nullable=False),  # state, progress, value, cancel
+    sa.Column("data", sa.Text, nullable=False),  # JSON
+    sa.Column("at", sa.Float, nullable=False),  # epoch seconds
+    sqlite_autoincrement=True,
+)
+sa.Index("celeriac_event_task", event.c.task_id, event.c.id)

@@ -1,0 +1,1 @@
+"""Stores keep one record per task. ``base`` is the port, ``records`` what is kept."""
