@@ -1,1 +1,1 @@
-"""One SQL database that holds the queue and the records: engine, tables, and the thread that commits in groups."""
+"""One SQL database that holds the queue and the records: engine, tables, and threads."""

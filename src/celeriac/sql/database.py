@@ -1,8 +1,9 @@
 """A database behind asyncio: one thread that commits in groups, one that reads, one that notices changes.
 
-A write transaction on SQLite costs about as much for one row as for a hundred. So the writing thread takes all that
-has been submitted since its last commit, from every task of every loop, and commits it as one transaction. When one
-operation of a group fails, the group is rolled back and each runs alone, so that nobody pays for a neighbour.
+A write transaction on SQLite costs about as much for one row as for a hundred. So the writing thread takes
+all that has been submitted since its last commit, from every task of every loop, and commits it as one
+transaction. When one operation of a group fails, the group is rolled back and each runs alone, so that nobody
+pays for a neighbour.
 """
 
 from __future__ import annotations
@@ -22,9 +23,9 @@ from sqlalchemy.exc import DBAPIError
 
 from celeriac.errors import BrokerUnavailable
 from celeriac.sql import engine as sql_engine
-from celeriac.sql.tables import metadata
+from celeriac.sql.schema import create_tables
 
-__all__ = ["Database"]
+__all__ = ["Database", "create_tables"]
 
 T = TypeVar("T")
 
@@ -140,7 +141,7 @@ class Database:
 
     @classmethod
     def shared(cls, url: str) -> Database:
-        """The process's database of this URL. A forked child gets its own: threads and locks do not survive a fork."""
+        """The process's database of this URL. A forked child gets its own: threads do not survive a fork."""
         with cls._instances_lock:
             return cls._instances.setdefault((os.getpid(), url), cls(url))
 
@@ -206,15 +207,11 @@ class Database:
         return self._watcher.add(asyncio.get_running_loop(), callback)
 
 
-def create_tables(engine: Engine) -> None:
-    """Create what is missing: tables, indexes, and our columns in a table that stock Celery has made."""
-    raise NotImplementedError
-
-
 class _Watcher:
     """Looks at the database's change counter, and tells the loops.
 
-    SQLite has no notification between processes; its change counter is a read of shared memory of a few microseconds.
+    SQLite has no notification between processes; its change counter is a read of shared memory of a few
+    microseconds.
     """
 
     def __init__(self, engine: Engine) -> None:

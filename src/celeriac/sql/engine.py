@@ -1,8 +1,9 @@
 """Engines and transactions: how one SQL database is opened, shared between processes, and waited for.
 
-SQLite runs in WAL mode: readers never wait, one writer at a time, and every write transaction takes its lock at the
-start (``BEGIN IMMEDIATE``), so that it cannot fail half-way. "database is locked" never leaves this module: a writer
-waits for its turn, and says who could be in the way when that takes longer than ``BUSY_DEADLINE``.
+SQLite runs in WAL mode: readers never wait, one writer at a time, and every write transaction takes its lock
+at the start (``BEGIN IMMEDIATE``), so that it cannot fail half-way. "database is locked" never leaves this
+module: a writer waits for its turn, and says who could be in the way when that takes longer than
+``BUSY_DEADLINE``.
 """
 
 from __future__ import annotations
@@ -90,7 +91,10 @@ def unavailable(exc: BaseException, engine: Engine) -> BrokerUnavailable:
     elif code == sqlite3.SQLITE_FULL:
         hint = "the disk is full. Free some space."
     elif is_busy(exc):
-        hint = f"another process has kept it locked for {BUSY_DEADLINE:.0f} seconds. Close the program that holds it."
+        hint = (
+            "another process has kept it locked for "
+            f"{BUSY_DEADLINE:.0f} seconds. Close the program that holds it."
+        )
     else:
         hint = f"{original}"
     return BrokerUnavailable(f"The database {where} cannot be used: {hint}")

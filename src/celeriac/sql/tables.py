@@ -1,15 +1,32 @@
 """The tables: Celery's own for results, with columns of ours added, and ours for messages and events.
 
-``celery_taskmeta`` is what Celery's SQLAlchemy result backend creates and reads (the columns up to ``stamps``); a
-stock worker may write it. ``version`` tells our writes from foreign ones: we raise it with every write, and a
-trigger appends the ``state`` event for a write that did not.
+``celery_taskmeta`` is what Celery's SQLAlchemy result backend creates and reads (the columns up to
+``stamps``); a stock worker may write it. ``version`` tells our writes from foreign ones: we raise it with
+every write, and a trigger appends the ``state`` event for a write that did not.
 """
 
 from __future__ import annotations
 
 import sqlalchemy as sa
 
-__all__ = ["DEAD", "DELAYED", "LEASED", "READY", "binding", "event", "message", "metadata", "queue", "task_record"]
+__all__ = [
+    "DEAD",
+    "DELAYED",
+    "LEASED",
+    "READY",
+    "binding",
+    "event",
+    "is_dead",
+    "is_delayed",
+    "is_leased",
+    "is_moving",
+    "is_ready",
+    "message",
+    "metadata",
+    "queue",
+    "task_record",
+    "triggers",
+]
 
 metadata = sa.MetaData()
 
@@ -27,6 +44,9 @@ message = sa.Table(
     sa.Column("priority", sa.SmallInteger, nullable=False, default=0),
     sa.Column("due", sa.Float, nullable=True),  # epoch seconds: end of the delay or of the lease
     sa.Column("deliveries", sa.Integer, nullable=False, default=0),
+    sa.Column(
+        "leases", sa.Integer, nullable=False, default=0, server_default="0"
+    ),  # only ever grows: makes a delivery's tag unique
     sa.Column("task_id", sa.Text, nullable=False, default=""),
     sa.Column("task", sa.Text, nullable=False, default=""),
     sa.Column("envelope", sa.Text, nullable=False),  # kombu's virtual envelope, JSON
@@ -34,18 +54,27 @@ message = sa.Table(
     sa.Column("reason", sa.Text, nullable=True),  # why it is DEAD; its time of death is in ``due``
     sqlite_autoincrement=True,
 )
+
+# A partial index serves a query whose condition reads the same: hence literals, never bound parameters.
+_state = message.c.state
+is_ready = _state == sa.literal_column(str(READY))
+is_leased = _state == sa.literal_column(str(LEASED))
+is_delayed = _state == sa.literal_column(str(DELAYED))
+is_dead = _state == sa.literal_column(str(DEAD))
+is_moving = _state.in_([sa.literal_column(str(LEASED)), sa.literal_column(str(DELAYED))])
+_expires = message.c.expires.is_not(None)
+
 sa.Index(
     "celeriac_message_ready",
     message.c.queue,
     message.c.priority.desc(),
     message.c.id,
-    sqlite_where=message.c.state == READY,
-    postgresql_where=message.c.state == READY,
+    sqlite_where=is_ready,
+    postgresql_where=is_ready,
 )
-_moving = message.c.state.in_([LEASED, DELAYED])
-sa.Index("celeriac_message_due", message.c.due, sqlite_where=_moving, postgresql_where=_moving)
-_dead = message.c.state == DEAD
-sa.Index("celeriac_message_dead", message.c.queue, message.c.id, sqlite_where=_dead, postgresql_where=_dead)
+sa.Index("celeriac_message_due", message.c.due, sqlite_where=is_moving, postgresql_where=is_moving)
+sa.Index("celeriac_message_dead", message.c.due, sqlite_where=is_dead, postgresql_where=is_dead)
+sa.Index("celeriac_message_expires", message.c.expires, sqlite_where=_expires, postgresql_where=_expires)
 
 # Declared queues and exchange bindings, for kombu's exchanges (fanout of remote control, topic of events).
 queue = sa.Table(
@@ -112,3 +141,6 @@ event = sa.Table(
     sqlite_autoincrement=True,
 )
 sa.Index("celeriac_event_task", event.c.task_id, event.c.id)
+
+#: SQLite's triggers: name → exactly the ``CREATE TRIGGER`` statement. One that reads otherwise is replaced.
+triggers: dict[str, str] = {}

@@ -1,0 +1,375 @@
+"""Messages in the database: what a broker does to them, batch by batch, inside a write transaction.
+
+The asyncio broker (through :class:`celeriac.sql.database.Database`) and the kombu transport (through
+:func:`celeriac.sql.engine.write`) both stand on these functions, so that they share queues, leases and dead
+letters.
+
+A message is READY, LEASED until ``due``, DELAYED until ``due``, or DEAD since ``due``. What is due becomes
+READY when somebody takes: there is no process that must run for it. Ready messages are read in order from an
+index that holds nothing else, so that a long queue costs no more than a short one.
+
+A *tag* names one delivery: the message's id and how often it has been leased or put back. It is void as soon
+as anything else has happened to the message. A lease that has merely run out makes no tag void: until
+somebody else takes the message, the first consumer can still settle or renew it.
+
+Times are seconds since the epoch, leases are seconds.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Iterable, Sequence
+from itertools import chain, islice, zip_longest
+from typing import NamedTuple
+
+import sqlalchemy as sa
+from sqlalchemy.engine import Connection
+
+from celeriac.sql.batch import dump, elements, gather, integer, load, number, scalar_integer, text
+from celeriac.sql.tables import (
+    DELAYED,
+    LEASED,
+    READY,
+    is_dead,
+    is_delayed,
+    is_leased,
+    is_moving,
+    is_ready,
+    message,
+)
+
+__all__ = [
+    "Buried",
+    "Draft",
+    "Ending",
+    "Taken",
+    "dead_letters",
+    "drop_expired",
+    "has_ready",
+    "insert",
+    "next_due",
+    "purge",
+    "renew",
+    "replay",
+    "settle",
+    "size",
+    "take",
+]
+
+#: How many due messages one ``take`` makes READY at most, so that it never holds the write lock for long.
+_PROMOTE_LIMIT = 1000
+
+
+class Draft(NamedTuple):
+    """A message to insert. ``due`` delays its delivery; ``expires`` is when it may be dropped undelivered."""
+
+    queue: str
+    envelope: str
+    priority: int = 0
+    due: float | None = None
+    task_id: str = ""
+    task: str = ""
+    expires: float | None = None
+
+
+class Taken(NamedTuple):
+    """A message under a fresh lease. ``deliveries`` counts this one."""
+
+    tag: str
+    queue: str
+    deliveries: int
+    envelope: str
+
+
+class Ending(NamedTuple):
+    """The end of a delivery: ``state`` is what becomes of the message; ``None`` deletes it.
+
+    READY puts it back at its old place, DELAYED until ``due``, DEAD for ``reason`` at the time ``due``. With
+    ``counted`` false the delivery count goes back by one.
+    """
+
+    tag: str
+    state: int | None = None
+    due: float | None = None
+    counted: bool = True
+    reason: str | None = None
+
+
+class Buried(NamedTuple):
+    """A dead letter. ``at`` is its time of death."""
+
+    id: int
+    queue: str
+    task_id: str
+    task: str
+    reason: str
+    deliveries: int
+    at: float
+    envelope: str
+
+
+_batch = elements("batch")
+_ids = sa.select(scalar_integer(_batch))
+_now = sa.bindparam("now", type_=sa.Float())
+_limit = sa.bindparam("limit", type_=sa.Integer())
+_of_queue = message.c.queue == sa.bindparam("queue", type_=sa.Text())
+
+_insert = sa.insert(message).from_select(
+    ["queue", "envelope", "priority", "due", "task_id", "task", "expires", "state", "deliveries", "leases"],
+    sa.select(
+        text(_batch, 0),
+        text(_batch, 1),
+        integer(_batch, 2),
+        number(_batch, 3),
+        text(_batch, 4),
+        text(_batch, 5),
+        number(_batch, 6),
+        integer(_batch, 7),
+        sa.literal_column("0"),
+        sa.literal_column("0"),
+    ),
+    include_defaults=False,
+)
+
+
+def insert(connection: Connection, drafts: Iterable[Draft]) -> None:
+    """Insert messages; ids, and so the order of delivery, follow the order of the drafts."""
+    rows = [(*draft, READY if draft.due is None else DELAYED) for draft in drafts]
+    if rows:
+        connection.execute(_insert, {"batch": dump(rows)})
+
+
+_promote = (
+    sa.update(message)
+    .where(
+        message.c.id.in_(
+            sa.select(message.c.id)
+            .where(is_moving, message.c.due <= _now)
+            .order_by(message.c.due)
+            .limit(_limit)
+            .with_for_update(skip_locked=True)
+            .correlate(None)
+        )
+    )
+    .values(state=sa.literal_column(str(READY)), due=sa.null())
+)
+_candidates = gather(
+    sa.select(message.c.id)
+    .where(_of_queue, is_ready)
+    .order_by(message.c.priority.desc(), message.c.id)
+    .limit(_limit)
+    .with_for_update(skip_locked=True)
+    .subquery(),
+    "id",
+)
+_lease = (
+    sa.update(message)
+    .where(message.c.id.in_(_ids))
+    .values(
+        state=sa.literal_column(str(LEASED)),
+        due=sa.bindparam("until", type_=sa.Float()),
+        deliveries=message.c.deliveries + sa.literal_column("1"),
+        leases=message.c.leases + sa.literal_column("1"),
+    )
+)
+_contents = gather(
+    sa.select(message.c.id, message.c.leases, message.c.queue, message.c.deliveries, message.c.envelope)
+    .where(message.c.id.in_(_ids))
+    .subquery(),
+    "id",
+    "leases",
+    "queue",
+    "deliveries",
+    "envelope",
+)
+
+
+def take(connection: Connection, queues: Sequence[str], limit: int, lease: float, now: float) -> list[Taken]:
+    """Lease up to ``limit`` messages, fairly from all queues, after making READY what is due.
+
+    Each queue gives its highest priority first, then its oldest. The queues named first give one message more
+    than the others when the limit cannot be divided, so a caller rotates them from call to call.
+    """
+    connection.execute(_promote, {"now": now, "limit": _PROMOTE_LIMIT})
+    by_queue = [
+        [row[0] for row in load(connection.execute(_candidates, {"queue": queue, "limit": limit}).scalar())]
+        for queue in dict.fromkeys(queues)
+    ]
+    round_robin = chain.from_iterable(zip_longest(*by_queue))
+    ids = list(islice((id_ for id_ in round_robin if id_ is not None), limit))
+    if not ids:
+        return []
+    batch = dump(ids)
+    connection.execute(_lease, {"batch": batch, "until": now + lease})
+    rows = {row[0]: row for row in load(connection.execute(_contents, {"batch": batch}).scalar())}
+    return [Taken(_tag(id_, leases), *rest) for id_, leases, *rest in map(rows.__getitem__, ids)]
+
+
+def _tag(id_: int, leases: int) -> str:
+    return f"{id_}.{leases}"
+
+
+def _parse(tag: str) -> tuple[int, int] | None:
+    id_, _, leases = tag.partition(".")
+    # Tags come back from outside; one that is not ours is void, as one that has been settled is.
+    if id_.isascii() and id_.isdigit() and leases.isascii() and leases.isdigit() and len(tag) < 30:
+        return int(id_), int(leases)
+    return None
+
+
+_held = gather(
+    sa.select(message.c.id, message.c.leases)
+    .join_from(_batch, message, message.c.id == integer(_batch, 0))
+    .where(message.c.leases == integer(_batch, 1), sa.or_(is_leased, is_ready))
+    .with_for_update(of=message)
+    .subquery(),
+    "id",
+    "leases",
+)
+
+
+def _void(connection: Connection, tags: Collection[str]) -> set[str]:
+    parsed = [pair for pair in map(_parse, tags) if pair is not None]
+    held = load(connection.execute(_held, {"batch": dump(parsed)}).scalar()) if parsed else []
+    return set(tags).difference(_tag(id_, leases) for id_, leases in held)
+
+
+def _id(tag: str) -> int:
+    return int(tag.partition(".")[0])
+
+
+_delete = sa.delete(message).where(message.c.id.in_(_ids))
+_put_back = (
+    sa.update(message)
+    .where(message.c.id == integer(_batch, 0))
+    .values(
+        state=integer(_batch, 1),
+        due=number(_batch, 2),
+        deliveries=message.c.deliveries - integer(_batch, 3),
+        reason=text(_batch, 4),
+        leases=message.c.leases + sa.literal_column("1"),
+    )
+)
+
+
+def settle(connection: Connection, endings: Sequence[Ending]) -> set[str]:
+    """End deliveries. Returns the tags that were void; nothing has happened to their messages."""
+    void = _void(connection, [ending.tag for ending in endings])
+    valid = {ending.tag: ending for ending in endings if ending.tag not in void}.values()
+    deleted = [_id(ending.tag) for ending in valid if ending.state is None]
+    if deleted:
+        connection.execute(_delete, {"batch": dump(deleted)})
+    put_back = [
+        (_id(ending.tag), ending.state, ending.due, int(not ending.counted), ending.reason)
+        for ending in valid
+        if ending.state is not None
+    ]
+    if put_back:
+        connection.execute(_put_back, {"batch": dump(put_back)})
+    return void
+
+
+_renew = (
+    sa.update(message)
+    .where(message.c.id.in_(_ids))
+    .values(state=sa.literal_column(str(LEASED)), due=sa.bindparam("until", type_=sa.Float()))
+)
+
+
+def renew(connection: Connection, tags: Sequence[str], lease: float, now: float) -> set[str]:
+    """Start the leases of these deliveries anew. Returns the tags that were void."""
+    void = _void(connection, tags)
+    ids = [_id(tag) for tag in tags if tag not in void]
+    if ids:
+        connection.execute(_renew, {"batch": dump(ids), "until": now + lease})
+    return void
+
+
+_count_ready = sa.select(sa.func.count()).select_from(message).where(_of_queue, is_ready)
+_count_due = (
+    sa.select(sa.func.count()).select_from(message).where(is_moving, message.c.due <= _now, _of_queue)
+)
+
+
+def size(connection: Connection, queue: str, now: float) -> int:
+    """How many messages wait to be delivered now. Fits a read transaction."""
+    parameters = {"queue": queue, "now": now}
+    ready: int = connection.execute(_count_ready, parameters).scalar_one()
+    due: int = connection.execute(_count_due, parameters).scalar_one()
+    return ready + due
+
+
+_any_ready = sa.select(sa.exists(sa.select(message.c.id).where(_of_queue, is_ready)))
+_any_due = sa.select(sa.exists(sa.select(message.c.id).where(is_moving, message.c.due <= _now)))
+_min_due = sa.select(sa.func.min(message.c.due)).where(is_moving)
+
+
+def has_ready(connection: Connection, queues: Sequence[str], now: float) -> bool:
+    """Whether a ``take`` could find something; other queues can make it true. Fits a read transaction."""
+    if connection.execute(_any_due, {"now": now}).scalar_one():
+        return True
+    return any(connection.execute(_any_ready, {"queue": queue}).scalar_one() for queue in queues)
+
+
+def next_due(connection: Connection) -> float | None:
+    """When the next delay or lease of any queue ends. Fits a read transaction."""
+    due: float | None = connection.execute(_min_due).scalar()
+    return due
+
+
+_purge_ready = sa.delete(message).where(_of_queue, is_ready)
+_purge_moving = sa.delete(message).where(is_moving, _of_queue, sa.or_(is_delayed, message.c.due <= _now))
+
+
+def purge(connection: Connection, queue: str, now: float) -> int:
+    """Delete the waiting and delayed messages of a queue, not the leased and the dead. Returns how many."""
+    parameters = {"queue": queue, "now": now}
+    ready = connection.execute(_purge_ready, parameters).rowcount
+    return ready + connection.execute(_purge_moving, parameters).rowcount
+
+
+_buried_columns = ("id", "queue", "task_id", "task", "reason", "deliveries", "due", "envelope")
+_buried = (
+    sa.select(*(message.c[name] for name in _buried_columns))
+    .where(is_dead)
+    .order_by(message.c.due.desc(), message.c.id.desc())
+    .limit(_limit)
+)
+_buried_all = gather(_buried.subquery(), *_buried_columns)
+_buried_of_queue = gather(_buried.where(_of_queue).subquery(), *_buried_columns)
+
+
+def dead_letters(connection: Connection, queue: str | None, limit: int) -> list[Buried]:
+    """The dead letters of one queue, or of all, newest first. Fits a read transaction."""
+    if queue is None:
+        result = connection.execute(_buried_all, {"limit": limit})
+    else:
+        result = connection.execute(_buried_of_queue, {"queue": queue, "limit": limit})
+    return [Buried(*row) for row in load(result.scalar())]
+
+
+_replay = (
+    sa.update(message)
+    .where(message.c.id.in_(_ids), is_dead)
+    .values(
+        state=sa.literal_column(str(READY)),
+        due=sa.null(),
+        deliveries=sa.literal_column("0"),
+        reason=sa.null(),
+        leases=message.c.leases + sa.literal_column("1"),
+    )
+)
+
+
+def replay(connection: Connection, ids: Sequence[int]) -> int:
+    """Make dead letters READY again with a fresh delivery count. Returns how many were found."""
+    return connection.execute(_replay, {"batch": dump(ids)}).rowcount
+
+
+_drop_expired = sa.delete(message).where(
+    message.c.expires.is_not(None), message.c.expires <= _now, sa.not_(is_leased), sa.not_(is_dead)
+)
+
+
+def drop_expired(connection: Connection, now: float) -> int:
+    """Delete messages that have expired undelivered. Returns how many."""
+    return connection.execute(_drop_expired, {"now": now}).rowcount
