@@ -83,6 +83,7 @@ queue = sa.Table(
     sa.Column("name", sa.Text, primary_key=True),
     sa.Column("expires_after", sa.Float, nullable=True),  # seconds without use after which it goes, or NULL
     sa.Column("used_at", sa.Float, nullable=False),  # epoch seconds
+    sa.Column("message_ttl", sa.Float, nullable=True),  # seconds that a message waits in it at most, or NULL
 )
 binding = sa.Table(
     "celeriac_binding",
