@@ -1,0 +1,310 @@
+"""Celery's remote control: ``celery inspect``, ``celery control`` and Flower, answered beside the event loop.
+
+The commands are Celery's own (``celery.worker.control``), and any that the user registered; they run in a thread
+over kombu, see the worker through :class:`~celeriac.worker.facade.ConsumerFacade` and
+:class:`~celeriac.worker.mirror.Mirror`, and change it through :class:`~celeriac.worker.facade.WorkerActions`.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import threading
+import time
+from collections import ChainMap
+from collections.abc import Mapping
+from contextlib import suppress
+from typing import Any
+
+# celery.utils.collections.AttributeDict: the state object of stock commands.
+from celery.utils.collections import AttributeDict
+
+# celery.utils.functional.maybe_list: commands accept one id or several.
+from celery.utils.functional import maybe_list
+
+# celery.utils.serialization.jsonify: an equal value of JSON types only.
+from celery.utils.serialization import jsonify
+
+# celery.worker.control.Panel: the registry of commands.
+from celery.worker.control import Panel
+from kombu import pidbox
+from kombu.entity import Exchange
+from kombu.exceptions import EncodeError, InconsistencyError
+from kombu.messaging import Producer
+from kombu.utils.encoding import safe_repr, safe_str
+
+from celeriac.worker.connected import ConnectedThread
+from celeriac.worker.events import EventPublisher
+from celeriac.worker.facade import ConsumerFacade
+from celeriac.worker.mirror import ExecutionsView, Mirror
+
+__all__ = ["ControlThread"]
+
+logger = logging.getLogger("celeriac.worker.control")
+
+# kombu has a type marker and few types: as Any, its half-typed signatures are out of the way.
+_Node: Any = pidbox.Node
+
+#: Seconds until the thread looks whether it should end; a command wakes it at once.
+DRAIN = 0.5
+FIRST_DRAIN = 0.1
+#: Kombu's in-memory transport cannot wait: seconds between two looks into it.
+MEMORY_POLL = 0.05
+#: Seconds between two health checks of an idle connection.
+HEALTH_CHECK = 25.0
+
+#: Commands that do not look at the worker's requests. Any other, a user's own included, finds them mirrored.
+WITHOUT_REQUESTS = frozenset(
+    {
+        *("active_queues", "add_consumer", "autoscale", "cancel_consumer", "clock", "conf", "dump_conf"),
+        *(
+            "disable_events",
+            "dump_revoked",
+            "dump_schedule",
+            "dump_tasks",
+            "election",
+            "enable_events",
+            "heartbeat",
+        ),
+        *("hello", "memdump", "memsample", "ping", "pool_grow", "pool_restart", "pool_shrink", "rate_limit"),
+        *("registered", "report", "revoked", "scheduled", "shutdown", "stats", "time_limit"),
+    }
+)
+
+
+def pool_restart(state: Any, **kwargs: Any) -> dict[str, str]:
+    """Refused: there are no child processes that could be restarted."""
+    if not state.app.conf.worker_pool_restarts:
+        raise ValueError("Pool restarts not enabled")
+    return {"error": "this worker runs tasks in its own process: restart the worker to load new code"}
+
+
+class _CommandNode(_Node):  # type: ignore[misc]
+    """A pidbox node that prepares Celery's worker state for each command and replies on its own channel."""
+
+    def __init__(self, facade: ConsumerFacade, mirror: Mirror, commands: Mapping[str, Any]) -> None:
+        app = facade.app
+        state = AttributeDict(app=app, hostname=facade.hostname, consumer=facade, tset=set)
+        self._mailbox = app.control.mailbox
+        super().__init__(safe_str(facade.hostname), state, None, commands, mailbox=self._mailbox)
+        self.facade = facade
+        self.mirror = mirror
+        self.revoking: frozenset[str] = frozenset()
+        self._commands = commands
+        self._unknown: set[str] = set()
+        self._replies_here = app.conf.broker_read_url == app.conf.broker_write_url
+
+    def handle(self, method: str, arguments: dict[str, Any] | None = None) -> Any:
+        arguments = arguments or {}
+        if method not in self._commands:
+            return self._refuse(method)
+        self.facade.subject = arguments.get("task_name")
+        self._announce(method, arguments)
+        try:
+            with self.mirror.filled(requests=method not in WITHOUT_REQUESTS):
+                reply = super().handle(method, arguments)
+        finally:
+            self.facade.subject, self.revoking = None, frozenset()
+        if method == "time_limit" and "ok" in reply:
+            self.facade.post(self.facade.actions.on_time_limit, arguments["task_name"])
+        return reply
+
+    def _refuse(self, method: str) -> dict[str, str]:
+        if method not in self._unknown:
+            self._unknown.add(method)
+            logger.error("No such control command: %s", method)
+        return {"error": repr(KeyError(method))}
+
+    def _announce(self, method: str, arguments: Mapping[str, Any]) -> None:
+        # Before the command itself, which asks the result backend about each id and may wait for it long.
+        if method not in ("revoke", "terminate"):
+            return
+        ids = tuple(maybe_list(arguments.get("task_id")) or ())
+        terminate = method == "terminate" or bool(arguments.get("terminate"))
+        self.revoking = frozenset(ids)
+        self.facade.post(self.facade.actions.on_revoke, ids, terminate, arguments.get("signal"))
+
+    def reply(self, data: Any, exchange: str, routing_key: str, ticket: str, **kwargs: Any) -> None:
+        if not self._replies_here:
+            super().reply(data, exchange, routing_key, ticket, **kwargs)
+            return
+        try:
+            self._publish_reply(data, exchange, routing_key, ticket)
+        except EncodeError:
+            # Arguments that the task serializer refuses must not cost the whole answer.
+            self._publish_reply(jsonify(data, unknown_type_filter=safe_repr), exchange, routing_key, ticket)
+        except InconsistencyError:
+            logger.debug("remote control: nobody waits for the reply to %s any more", ticket)
+
+    def _publish_reply(self, data: Any, exchange: str, routing_key: str, ticket: str) -> None:
+        # On the node's own channel and without retries: a dead broker is the thread's business, not a command's.
+        target = Exchange(exchange, exchange_type="direct", delivery_mode="transient", durable=False)
+        Producer(self.channel, auto_declare=False).publish(
+            data,
+            exchange=target,
+            routing_key=routing_key,
+            declare=[target],
+            headers={"ticket": ticket, "clock": self._mailbox.clock.forward()},
+            serializer=self._mailbox.serializer,
+        )
+
+
+class _CommandListener(ConnectedThread):
+    """Receives commands and runs them one after the other."""
+
+    def __init__(self, facade: ConsumerFacade, node: _CommandNode) -> None:
+        super().__init__("remote control")
+        self.facade = facade
+        self.node = node
+        self.listening = threading.Event()
+        self._channel_errors: tuple[type[BaseException], ...] = ()
+
+    def connect(self) -> Any:
+        app = self.facade.app
+        return app.connection_for_read(heartbeat=app.conf.broker_heartbeat)
+
+    def serve(self, connection: Any) -> None:
+        if not connection.supports_exchange_type("fanout"):
+            logger.warning("remote control: off, %s cannot broadcast", connection.transport.driver_name)
+            self.stopping.wait()
+            return
+        if connection.transport.driver_type == "memory":
+            connection.transport.polling_interval = MEMORY_POLL
+        self._channel_errors = (*connection.connection_errors, *connection.channel_errors)
+        self.node.channel = connection.channel()
+        self.facade.connection = connection
+        consumer = self.node.listen(callback=self._on_message)
+        try:
+            # On Redis it is the first drain that subscribes, and ends with the confirmation.
+            with suppress(TimeoutError):
+                connection.drain_events(timeout=FIRST_DRAIN)
+            self.healthy()
+            self.listening.set()
+            self._drain(connection)
+        finally:
+            self.listening.clear()
+            self.facade.connection = None
+        consumer.cancel()
+        self.node.channel.close()
+
+    def _drain(self, connection: Any) -> None:
+        checked = time.monotonic()
+        heartbeats = bool(connection.heartbeat) and connection.supports_heartbeats
+        while not self.stopping.is_set():
+            with suppress(TimeoutError):
+                connection.drain_events(timeout=DRAIN)
+            if heartbeats:
+                connection.heartbeat_check(2 / DRAIN)
+            if time.monotonic() - checked > HEALTH_CHECK:
+                checked = time.monotonic()
+                self._check_health(connection)
+
+    @staticmethod
+    def _check_health(connection: Any) -> None:
+        # kombu.transport.redis.MultiChannelPoller.maybe_check_subclient_health: without kombu's own event loop
+        # nobody else pings the subscription, and one that a firewall dropped would stay silent for ever.
+        cycle = getattr(connection.transport, "cycle", None)
+        check = getattr(cycle, "maybe_check_subclient_health", None)
+        if check is not None:
+            check()
+
+    def _on_message(self, body: Any, message: Any) -> None:
+        # Clients' clocks are rarely worth adjusting to; a command is an event all the same.
+        self.facade.app.clock.forward()
+        try:
+            self.node.handle_message(body, message)
+        except SystemExit:
+            # WorkerShutdown, which the shutdown command raises.
+            self.facade.post(self.facade.actions.on_shutdown)
+        except self._channel_errors:
+            raise
+        except Exception:
+            logger.exception("Control command error")
+
+
+class ControlThread:
+    """Remote control, events and heartbeats of one worker.
+
+    Two daemon threads, each with a connection of its own: one waits for commands, one publishes events.
+
+    Args:
+        facade: the worker in the eyes of commands.
+        app: the Celery app.
+        hostname: the worker's node name.
+        executions: the worker's executions and counts.
+        loop: the event loop that the worker's callbacks are called on.
+        heartbeat_interval: seconds between heartbeats; ``None`` sends neither these nor online and offline events.
+        enable_events: whether task events are on from the start (``celery worker -E``).
+        remote_control: whether to listen for commands; by default what ``worker_enable_remote_control`` says.
+    """
+
+    def __init__(
+        self,
+        facade: ConsumerFacade,
+        *,
+        app: Any,
+        hostname: str,
+        executions: ExecutionsView,
+        loop: asyncio.AbstractEventLoop,
+        heartbeat_interval: float | None = 2.0,
+        enable_events: bool = False,
+        remote_control: bool | None = None,
+    ) -> None:
+        self.events = EventPublisher(
+            app,
+            hostname,
+            load=lambda: {
+                "active": executions.active_count(),
+                "processed": sum(dict(executions.total_count()).values()),
+            },
+            heartbeat_interval=heartbeat_interval,
+            task_events=enable_events,
+        )
+        facade.loop = loop
+        facade.event_dispatcher = self.events
+        self._facade = facade
+        self._node = _CommandNode(
+            facade,
+            Mirror(executions, app, self._terminate),
+            ChainMap({"pool_restart": pool_restart}, Panel.data),
+        )
+        self._listener = _CommandListener(facade, self._node)
+        enabled = app.conf.worker_enable_remote_control if remote_control is None else remote_control
+        self._threads: list[ConnectedThread] = [self.events, self._listener] if enabled else [self.events]
+        #: Set while commands are heard.
+        self.listening = self._listener.listening
+        #: Queue one event; see :meth:`EventPublisher.send_event`. Bound here to save a call per event.
+        self.send_event = self.events.send_event
+
+    @property
+    def events_enabled(self) -> bool:
+        """Whether anybody wants task events: look before putting their fields together."""
+        return self.events.enabled and "task" in self.events.groups
+
+    @property
+    def alive(self) -> bool:
+        """Whether any of the threads still runs."""
+        return any(thread.alive for thread in self._threads)
+
+    def start(self) -> None:
+        """Start the threads; returns at once and never fails for want of a broker."""
+        for thread in self._threads:
+            thread.start()
+
+    def stop(self, timeout: float = 5.0) -> None:
+        """Publish the waiting events and ``worker-offline``, and close the connections.
+
+        Blocks up to ``timeout`` seconds (half a second with a healthy broker): call it in a thread or after the
+        loop. What has not ended by then dies with the process.
+        """
+        deadline = time.monotonic() + timeout
+        for thread in self._threads:
+            thread.request_stop()
+        for thread in self._threads:
+            if not thread.join(deadline - time.monotonic()):
+                logger.debug("%s: still busy after %.1f s", thread.name, timeout)
+
+    def _terminate(self, task_id: str, signal: Any) -> None:
+        # The ids of a revoke are with the worker already.
+        if task_id not in self._node.revoking:
+            self._facade.post(self._facade.actions.on_revoke, (task_id,), True, signal)
