@@ -1,0 +1,64 @@
+"""Who may see what: the caller of a request, and the record that they asked for."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+from uuid import UUID
+
+from fastapi import Depends, params
+
+from celeriac.errors import TaskNotFound
+from celeriac.stores.records import TaskRecord
+
+if TYPE_CHECKING:
+    from celeriac.app import Celery
+
+__all__ = ["Access"]
+
+
+@dataclass(frozen=True, slots=True)
+class Access:
+    """The dependencies of the routes: whose tasks are listed, and the record of the path's ``task_id``."""
+
+    list_owner: Any
+    record: Any
+
+    @classmethod
+    def to(cls, celery: Celery, owner: Any) -> Access:
+        """Access for everybody, or, with ``owner``, for each caller to their own tasks."""
+        if owner is None:
+            caller, list_owner = Depends(_anybody), Depends(_owner_filter)
+        else:
+            caller = list_owner = Depends(_caller(owner))
+
+        async def record(task_id: str, caller: str | None = caller) -> TaskRecord:
+            found = (await celery.store.get([task_id])).get(task_id)
+            # Somebody else's task is as unknown as one that never was: an id must not be found by trying.
+            if found is None or (caller is not None and found.owner != caller):
+                raise TaskNotFound(task_id=task_id)
+            return found
+
+        return cls(list_owner, Depends(record))
+
+
+def _caller(owner: Any) -> Any:
+    given = owner if isinstance(owner, params.Depends) else Depends(owner)
+
+    async def caller(owner: Any = given) -> str:
+        # None or "" would mean "whatever the owner" further down, which is everybody's tasks.
+        if isinstance(owner, (str, int, UUID)) and not isinstance(owner, bool) and str(owner):
+            return str(owner)
+        raise TypeError(
+            f"owner= must give a non-empty str, an int or a UUID for each request; it gave {owner!r}"
+        )
+
+    return caller
+
+
+async def _anybody() -> None:
+    return None
+
+
+async def _owner_filter(owner: str | None = None) -> str | None:
+    return owner

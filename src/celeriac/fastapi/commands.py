@@ -1,0 +1,71 @@
+"""The routes that change something: cancel and retry; and what stands there as long as nobody has said who may."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from celery import states
+from fastapi import APIRouter, Response
+
+from celeriac.fastapi.access import Access
+from celeriac.fastapi.endpoints import UNAVAILABLE, UNKNOWN
+from celeriac.fastapi.errors import describe, problem
+from celeriac.fastapi.models import Cancelled, Retried
+from celeriac.stores.records import TaskRecord
+
+if TYPE_CHECKING:
+    from celeriac.app import Celery
+
+__all__ = ["add_closed_commands", "add_commands"]
+
+_CLOSED = (
+    "Nobody may cancel or retry tasks here until celery.router() is given dependencies=[…] that check the caller, "
+    "owner=Depends(…) that names them, or insecure=True."
+)
+
+
+def add_commands(router: APIRouter, celery: Celery, access: Access) -> None:
+    """``POST /{task_id}/cancel`` and ``POST /{task_id}/retry``."""
+
+    @router.post(
+        "/{task_id}/cancel",
+        status_code=202,
+        response_model=Cancelled,
+        responses=describe(_404=UNKNOWN, _503=UNAVAILABLE),
+    )
+    async def cancel_task(record: TaskRecord = access.record) -> Cancelled:
+        """Cancel a task, whether it waits or runs. One that has finished stays as it is."""
+        cancelled = await celery.handle(record.id).cancel()
+        now = (await celery.store.get([record.id])).get(record.id, record)
+        return Cancelled(task_id=record.id, state=now.state, cancelled=cancelled)
+
+    @router.post(
+        "/{task_id}/retry",
+        status_code=202,
+        response_model=Retried,
+        responses=describe(
+            _404=UNKNOWN,
+            _409="The task has not finished, or its record does not say what to run.",
+            _422="The recorded arguments do not fit the task any more.",
+            _503=UNAVAILABLE,
+        ),
+    )
+    async def retry_task(record: TaskRecord = access.record) -> Retried | Response:
+        """Enqueue a finished task again, with its arguments, under its id."""
+        if not record.ready:
+            detail = f"The task is {record.state}: only a finished one can be retried."
+            return problem(409, "task-not-finished", "Task not finished", detail, task_id=record.id)
+        if record.name is None or record.args is None:
+            detail = "The record does not say what to run."
+            return problem(409, "task-not-replayable", "Task not replayable", detail, task_id=record.id)
+        await celery.replay(record)
+        return Retried(task_id=record.id, state=states.PENDING)
+
+
+def add_closed_commands(router: APIRouter) -> None:
+    """Answer 403 where the commands would be, and say how to open them."""
+
+    @router.post("/{task_id}/cancel", include_in_schema=False)
+    @router.post("/{task_id}/retry", include_in_schema=False)
+    async def closed(task_id: str) -> Response:
+        return problem(403, "commands-closed", "Not allowed", _CLOSED, task_id=task_id)

@@ -1,0 +1,102 @@
+"""The route of a task's result, and the wait for it."""
+
+from __future__ import annotations
+
+import asyncio
+from typing import TYPE_CHECKING, Annotated
+
+from celery import states
+from fastapi import APIRouter, Query, Request, Response
+from fastapi.responses import JSONResponse
+
+from celeriac.errors import TaskNotFound
+from celeriac.fastapi import shutdown
+from celeriac.fastapi.access import Access
+from celeriac.fastapi.alarm import Alarm, Ring
+from celeriac.fastapi.endpoints import UNAVAILABLE, UNKNOWN
+from celeriac.fastapi.errors import describe, failed, revoked
+from celeriac.fastapi.models import TaskPending, TaskResult
+from celeriac.stores.base import Store
+from celeriac.stores.records import TaskRecord
+
+if TYPE_CHECKING:
+    from celeriac.app import Celery
+
+__all__ = ["LONGEST_WAIT", "add_result"]
+
+LONGEST_WAIT = 60.0  # seconds
+
+_RESPONSES = {
+    202: {
+        "model": TaskPending,
+        "description": "The task has not finished yet; `Retry-After` says when to ask again.",
+        "headers": {"Retry-After": {"description": "Seconds.", "schema": {"type": "integer"}}},
+    },
+    **describe(
+        _404=UNKNOWN,
+        _409="The task was revoked; it may be retried.",
+        _424="The task failed: `exc_type` and `exc_message` say how.",
+        _503=UNAVAILABLE,
+    ),
+}
+
+
+def add_result(
+    router: APIRouter, celery: Celery, access: Access, *, longest_wait: float, include_traceback: bool
+) -> None:
+    """``GET /{task_id}/result``: what the task returned, waiting for it if asked to."""
+
+    @router.get("/{task_id}/result", response_model=TaskResult, responses=_RESPONSES)
+    async def get_task_result(
+        request: Request,
+        record: TaskRecord = access.record,
+        wait: Annotated[
+            float,
+            Query(
+                ge=0,
+                le=LONGEST_WAIT,
+                allow_inf_nan=False,
+                description="Seconds to wait for the task to finish.",
+            ),
+        ] = 0,
+    ) -> TaskResult | Response:
+        """What the task returned. With `wait`, the answer comes as soon as the task has finished."""
+        if not record.ready and (seconds := min(wait, longest_wait)) > 0:
+            record = await _finished(celery.store, record.id, request, seconds)
+        if not record.ready:
+            pending = TaskPending(task_id=record.id, state=record.state)
+            return JSONResponse(pending.model_dump(), 202, {"Retry-After": "1"})
+        if record.state == states.SUCCESS:
+            return TaskResult(task_id=record.id, state=record.state, result=record.result)
+        if record.state == states.REVOKED:
+            return revoked(record)
+        return failed(record, include_traceback=include_traceback)
+
+
+async def _finished(store: Store, task_id: str, request: Request, seconds: float) -> TaskRecord:
+    """The record once it is ready; as it is after ``seconds``, when the server stops, or when the client has gone."""
+    deadline = asyncio.get_running_loop().time() + seconds
+    over = shutdown.stopping()
+    async with (
+        store.watch(task_id, until_ready=True) as watch,
+        Alarm(watch, over.wait() if over else None, _gone(request)) as alarm,
+    ):
+        record = await _record(store, task_id)
+        while not record.ready:
+            ring = await alarm.wait(max(0.0, deadline - asyncio.get_running_loop().time()))
+            record = await _record(store, task_id)
+            if ring is not Ring.CHANGED:
+                break
+        return record
+
+
+async def _record(store: Store, task_id: str) -> TaskRecord:
+    try:
+        return (await store.get([task_id]))[task_id]
+    except KeyError:
+        raise TaskNotFound(task_id=task_id) from None
+
+
+async def _gone(request: Request) -> None:
+    while (await request.receive())["type"] != "http.disconnect":
+        pass
