@@ -78,7 +78,13 @@ class StoreUnavailable(StoreError, ConnectionError):
 
 
 class MalformedMessage(CeleriacError, ValueError):
-    """The message is not a Celery message."""
+    """The message is not a Celery message.
+
+    ``task_id`` and ``task`` (the task's name) are set when the message gave them away before it failed.
+    """
+
+    task_id: str | None = None
+    task: str | None = None
 
 
 class ContentDisallowed(MalformedMessage):

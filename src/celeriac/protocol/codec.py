@@ -14,6 +14,7 @@ from kombu import compression, serialization
 from kombu.utils import json as kombu_json
 
 from celeriac.errors import ContentDisallowed, MalformedMessage
+from celeriac.protocol.excerpts import excerpt, reason
 
 if TYPE_CHECKING:
     from celeriac.protocol.message import Message
@@ -54,8 +55,10 @@ def dumps(value: Any) -> str:
     return _encode(value)
 
 
-def loads(text: str | bytes | bytearray | memoryview) -> Any:
+def loads(text: str | bytes | bytearray | memoryview, what: str = "The text") -> Any:
     """The value of a JSON text, as :func:`kombu.utils.json.loads` reads it.
+
+    ``what`` names the text where it is wrong.
 
     Raises:
         MalformedMessage: The text is not UTF-8, not JSON, or tags a value that cannot be restored.
@@ -71,7 +74,7 @@ def loads(text: str | bytes | bytearray | memoryview) -> Any:
     except MemoryError:  # says nothing about the text
         raise
     except Exception as exc:  # a tag's decoder may raise anything
-        raise MalformedMessage(f"The text is not kombu's JSON: {_reason(exc)}.") from exc
+        raise MalformedMessage(f"{what} is not JSON: {reason(exc)}.") from exc
 
 
 def decode_body(message: Message, accept: Collection[str]) -> Body:
@@ -102,7 +105,9 @@ def decompress_body(message: Message) -> bytes:
     except MemoryError:
         raise
     except Exception as exc:  # every method has exceptions of its own
-        raise MalformedMessage(f"The body cannot be decompressed as {method!r}: {_reason(exc)}.") from exc
+        raise MalformedMessage(
+            f"The body cannot be decompressed as {excerpt(method)}: {reason(exc)}."
+        ) from exc
 
 
 def deserialize(message: Message, body: bytes, accept: Collection[str]) -> Any:
@@ -111,13 +116,13 @@ def deserialize(message: Message, body: bytes, accept: Collection[str]) -> Any:
     if content_type not in accept and serialization.registry.type_to_name.get(content_type) not in accept:
         raise ContentDisallowed(f"The content type {content_type!r} is not in accept_content.")
     if content_type == JSON_TYPE:
-        return loads(body)
+        return loads(body, "The body")
     try:
         return serialization.loads(body, content_type, message.content_encoding, accept={content_type})
     except MemoryError:
         raise
     except Exception as exc:  # every serializer has exceptions of its own
-        raise MalformedMessage(f"The body is not {content_type}: {_reason(exc)}.") from exc
+        raise MalformedMessage(f"The body is not {content_type}: {reason(exc)}.") from exc
 
 
 def check_body(value: Any) -> Body:
@@ -134,7 +139,3 @@ def check_body(value: Any) -> Body:
     if not isinstance(embed, dict):
         raise MalformedMessage("The body's embed is not a mapping.")
     return args, kwargs, embed
-
-
-def _reason(exc: Exception) -> str:
-    return f"{type(exc).__name__}: {exc}".rstrip(".") if str(exc) else type(exc).__name__

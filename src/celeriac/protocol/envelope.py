@@ -12,6 +12,7 @@ from typing import Any
 
 from celeriac.errors import MalformedMessage
 from celeriac.protocol.codec import dumps, loads
+from celeriac.protocol.excerpts import excerpt, reason
 from celeriac.protocol.message import Message
 
 __all__ = ["decode", "encode"]
@@ -67,10 +68,7 @@ def decode(envelope: bytes | str) -> Message:
     Raises:
         MalformedMessage: The envelope is not JSON, or one of its parts is missing or of the wrong type.
     """
-    try:
-        value = loads(envelope)
-    except MalformedMessage as exc:
-        raise MalformedMessage(f"The envelope is not JSON: {exc.__cause__}.") from exc
+    value = loads(envelope, "The envelope")
     if type(value) is not dict:
         raise MalformedMessage("The envelope is not a JSON object.")
     properties = value.get("properties")
@@ -104,8 +102,8 @@ def _decode_body(body: Any, encoding: Any) -> bytes:
         if not encoding or (type(encoding) is str and encoding.lower() == "utf-8"):
             return body.encode("utf-8")
     except ValueError as exc:
-        raise MalformedMessage(f"The envelope's body is not {encoding or 'utf-8'}: {exc}.") from exc
-    raise MalformedMessage(f"The envelope's body_encoding is unknown: {encoding!r}.")
+        raise MalformedMessage(f"The envelope's body is not {encoding or 'utf-8'}: {reason(exc)}.") from exc
+    raise MalformedMessage(f"The envelope's body_encoding is unknown: {excerpt(encoding)}.")
 
 
 def _text(value: dict[str, Any], name: str) -> str | None:
