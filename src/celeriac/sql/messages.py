@@ -254,7 +254,8 @@ _put_back = (
 def settle(connection: Connection, endings: Sequence[Ending]) -> set[str]:
     """End deliveries. Returns the tags that were void; nothing has happened to their messages."""
     void = _void(connection, [ending.tag for ending in endings])
-    valid = {ending.tag: ending for ending in endings if ending.tag not in void}.values()
+    # Of two endings of one delivery the first counts.
+    valid = {ending.tag: ending for ending in reversed(endings) if ending.tag not in void}.values()
     deleted = [_id(ending.tag) for ending in valid if ending.state is None]
     if deleted:
         connection.execute(_delete, {"batch": dump(deleted)})

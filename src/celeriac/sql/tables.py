@@ -2,12 +2,14 @@
 
 ``celery_taskmeta`` is what Celery's SQLAlchemy result backend creates and reads (the columns up to
 ``stamps``); a stock worker may write it. ``version`` tells our writes from foreign ones: we raise it with
-every write, and a trigger appends the ``state`` event for a write that did not.
+every state that we write. Triggers append the ``state`` events.
 """
 
 from __future__ import annotations
 
 import sqlalchemy as sa
+
+from celeriac.sql.triggers import triggers
 
 __all__ = [
     "DEAD",
@@ -21,6 +23,7 @@ __all__ = [
     "is_leased",
     "is_moving",
     "is_ready",
+    "is_unsuccessful",
     "message",
     "metadata",
     "queue",
@@ -122,26 +125,48 @@ task_record = sa.Table(
     sa.Column("expires_at", sa.Float),
     sa.Column("started_at", sa.Float),
     sa.Column("finished_at", sa.Float),
+    sa.Column("changed_at", sa.Float),  # when it entered its state
+    sa.Column("error", sa.Text),  # "ValueError - what it said"
     sa.Column("attempts", sa.Text),  # JSON list
     sa.Column("progress", sa.Text),  # JSON object
     sa.Column("cancel_requested_at", sa.Float),
     sqlite_autoincrement=True,
 )
-sa.Index("celeriac_record_state", task_record.c.status, task_record.c.id)
+
+# Most records end as SUCCESS, and a list of those is found from the newest backwards; the others may be few
+# among many. The index shrinks with each success, so it stays small and in memory.
+is_unsuccessful = task_record.c.status != sa.literal_column("'SUCCESS'")
+sa.Index(
+    "celeriac_record_unsuccessful",
+    task_record.c.status,
+    task_record.c.id,
+    sqlite_where=is_unsuccessful,
+    postgresql_where=is_unsuccessful,
+)
+# For lists of one task, and of one owner (free where nobody has one).
 sa.Index("celeriac_record_name", task_record.c.name, task_record.c.id)
+_owned = task_record.c.owner.is_not(None)
+sa.Index(
+    "celeriac_record_owner",
+    task_record.c.owner,
+    task_record.c.id,
+    sqlite_where=_owned,
+    postgresql_where=_owned,
+)
+# Celery's own; for deleting what has expired.
 sa.Index("ix_celery_taskmeta_date_done", task_record.c.date_done)
 
+# ``record_id`` and not the task's id: random ids would scatter the index, and every event would write a page
+# of its own. The newest event is never deleted, so that an id is never used again.
 event = sa.Table(
     "celeriac_event",
     metadata,
     sa.Column("id", _Id, primary_key=True, autoincrement=True),
-    sa.Column("task_id", sa.Text, nullable=False),
-    sa.Column("kind", sa.Text, nullable=False),  # state, progress, value, cancel
+    sa.Column("record_id", _Id, nullable=False),
+    sa.Column(
+        "kind", sa.Text, nullable=False
+    ),  # state, progress, value, cancel; forget (data: the task's id)
     sa.Column("data", sa.Text, nullable=False),  # JSON
     sa.Column("at", sa.Float, nullable=False),  # epoch seconds
-    sqlite_autoincrement=True,
 )
-sa.Index("celeriac_event_task", event.c.task_id, event.c.id)
-
-#: SQLite's triggers: name → exactly the ``CREATE TRIGGER`` statement. One that reads otherwise is replaced.
-triggers: dict[str, str] = {}
+sa.Index("celeriac_event_record", event.c.record_id, event.c.id)

@@ -1,0 +1,116 @@
+"""Queues in this process's memory, for tests and for applications that may forget."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import math
+import time
+from collections.abc import Callable, Collection, Sequence
+
+from celeriac.brokers import rows
+from celeriac.brokers.base import Broker, Capabilities, DeadLetter, Publication, Received, Settlement
+from celeriac.brokers.memory_queues import MemoryQueues
+from celeriac.brokers.waiting import until_due
+from celeriac.errors import BrokerUnavailable
+
+__all__ = ["MemoryBroker", "MemoryQueues"]
+
+
+class MemoryBroker(Broker):
+    """A broker in this process's memory. Brokers of one name share their queues; nothing outlives the process.
+
+    Args:
+        name: Which queues.
+        lease: Seconds that a delivery belongs to its consumer unless renewed.
+    """
+
+    capabilities = Capabilities(between_processes=False, durable=False)
+
+    def __init__(self, name: str = "", *, lease: float = 30.0) -> None:
+        self.lease = lease
+        self._shared = MemoryQueues.named(name)
+        self._opened = False
+        self._turn = 0
+
+    @property
+    def _queues(self) -> MemoryQueues:
+        if not self._opened:
+            raise BrokerUnavailable("The broker is not open.")
+        return self._shared
+
+    async def open(self) -> None:
+        """Nothing to connect to. Safe to call twice."""
+        self._opened = True
+
+    async def close(self) -> None:
+        """Nothing to release; the messages stay. Safe to call twice."""
+        self._opened = False
+
+    async def publish(self, publications: Sequence[Publication]) -> None:
+        """Keep the messages. Raises TypeError for headers that JSON cannot express."""
+        self._queues.insert([rows.draft(publication) for publication in publications])
+
+    async def receive(self, queues: Sequence[str], limit: int) -> Received:
+        """Lease up to ``limit`` messages, fairly from the queues."""
+        fair = rows.rotated(queues, self._turn)
+        self._turn += 1
+        taken = self._queues.take(fair, limit, self.lease, time.time())
+        return Received([rows.delivery(row) for row in taken], self._queues.next_due())
+
+    async def wait(self, queues: Sequence[str], timeout: float | None = None) -> None:
+        """Sleep until somebody has published something for these queues, or something falls due."""
+        await until_due(lambda: self._pause(queues), self._on_change, timeout)
+
+    async def _pause(self, queues: Sequence[str]) -> float:
+        now = time.time()
+        if self._queues.has_ready(queues, now):
+            return 0.0
+        due = self._queues.next_due()
+        return math.inf if due is None else due - now
+
+    def _on_change(self, callback: Callable[[], None]) -> Callable[[], None]:
+        loop = asyncio.get_running_loop()
+        told = False
+
+        def tell() -> None:
+            nonlocal told
+            # Once until the loop has heard it, or a burst of messages would fill the loop with calls.
+            if not told:
+                told = True
+                with contextlib.suppress(RuntimeError):  # a loop that has closed has nobody who waits
+                    loop.call_soon_threadsafe(hear)
+
+        def hear() -> None:
+            nonlocal told
+            told = False
+            callback()
+
+        return self._queues.listen(tell)
+
+    async def settle(self, settlements: Sequence[Settlement]) -> Collection[str]:
+        """End deliveries and publish what comes of them in one step. Returns the void tags."""
+        now = time.time()
+        endings = [rows.ending(settlement, now) for settlement in settlements]
+        drafts = {s.tag: [rows.draft(new) for new in s.publications] for s in settlements if s.publications}
+        return self._queues.settle(endings, drafts)
+
+    async def renew(self, tags: Sequence[str]) -> Collection[str]:
+        """Start the leases of these deliveries anew. Returns the void tags."""
+        return self._queues.renew(tags, self.lease, time.time())
+
+    async def size(self, queue: str) -> int:
+        """How many messages wait to be delivered now."""
+        return self._queues.size(queue, time.time())
+
+    async def purge(self, queue: str) -> int:
+        """Delete the waiting and delayed messages of the queue. Returns how many."""
+        return self._queues.purge(queue, time.time())
+
+    async def dead_letters(self, queue: str | None = None, limit: int = 100) -> Sequence[DeadLetter]:
+        """The dead letters of one queue, or of all, newest first."""
+        return [rows.dead_letter(row) for row in self._queues.dead_letters(queue, limit)]
+
+    async def replay(self, ids: Sequence[str]) -> int:
+        """Put dead letters back into their queues. Returns how many were found."""
+        return self._queues.replay(rows.numbers(ids))

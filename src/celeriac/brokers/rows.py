@@ -1,0 +1,78 @@
+"""Between the port's values and the rows that the embedded brokers keep."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from uuid import uuid4
+
+from celeriac.brokers.base import DeadLetter, Delivery, Publication, Settlement
+from celeriac.protocol import envelope
+from celeriac.protocol.settlement import Action
+from celeriac.sql.messages import Buried, Draft, Ending, Taken
+from celeriac.sql.tables import DEAD, DELAYED, READY
+
+__all__ = ["dead_letter", "delivery", "draft", "ending", "numbers", "rotated"]
+
+
+def draft(publication: Publication) -> Draft:
+    """The row of a publication. Raises TypeError for headers or properties that JSON cannot express."""
+    text = envelope.encode(
+        publication.message,
+        exchange=publication.exchange,
+        routing_key=publication.routing_key or publication.queue,
+        delivery_tag=str(uuid4()),
+        priority=publication.priority,
+    )
+    task = publication.message.headers.get("task")
+    return Draft(
+        queue=publication.queue,
+        envelope=text,
+        priority=publication.priority,
+        due=publication.due,
+        task_id=publication.task_id,
+        task=task if isinstance(task, str) else "",
+    )
+
+
+def ending(settlement: Settlement, now: float) -> Ending:
+    """What a settlement does to the row of its message."""
+    match settlement.action:
+        case Action.REQUEUE:
+            state = READY if settlement.due is None else DELAYED
+            return Ending(settlement.tag, state, settlement.due, settlement.counted)
+        case Action.DEAD_LETTER:
+            return Ending(settlement.tag, DEAD, now, reason=settlement.reason)
+        case Action.ACKNOWLEDGE | Action.DISCARD:
+            return Ending(settlement.tag)
+
+
+def delivery(taken: Taken) -> Delivery:
+    """A row under a lease, as a delivery."""
+    return Delivery(taken.tag, taken.queue, taken.envelope.encode(), taken.deliveries)
+
+
+def dead_letter(buried: Buried) -> DeadLetter:
+    """A dead row, as a dead letter."""
+    return DeadLetter(
+        id=str(buried.id),
+        queue=buried.queue,
+        task_id=buried.task_id,
+        task=buried.task,
+        reason=buried.reason,
+        deliveries=buried.deliveries,
+        at=buried.at,
+        envelope=buried.envelope.encode(),
+    )
+
+
+def numbers(ids: Sequence[str]) -> list[int]:
+    """The row ids among ``ids`` from outside; anything else names no row."""
+    return [int(id_) for id_ in ids if id_.isascii() and id_.isdigit() and len(id_) < 19]
+
+
+def rotated(queues: Sequence[str], turn: int) -> Sequence[str]:
+    """``queues`` starting at another one each turn: the first ones have an advantage when a batch is small."""
+    if len(queues) < 2:
+        return queues
+    start = turn % len(queues)
+    return [*queues[start:], *queues[:start]]

@@ -1,0 +1,135 @@
+"""The embedded default: queues in an SQL database, shared by every process that opens the same one."""
+
+from __future__ import annotations
+
+import asyncio
+import math
+import time
+from collections.abc import Collection, Sequence
+
+from sqlalchemy.engine import Connection
+
+from celeriac.brokers import rows
+from celeriac.brokers.base import Broker, DeadLetter, Publication, Received, Settlement
+from celeriac.brokers.waiting import until_due
+from celeriac.errors import BrokerUnavailable
+from celeriac.sql import messages
+from celeriac.sql.database import Database
+from celeriac.sql.engine import absolute_url
+
+__all__ = ["SQLBroker"]
+
+
+class SQLBroker(Broker):
+    """A broker in one SQL database.
+
+    Args:
+        url: SQLAlchemy's: ``sqlite:///celery.db``.
+        lease: Seconds that a delivery belongs to its consumer unless renewed.
+
+    Raises:
+        ConfigurationError: The URL cannot work here.
+    """
+
+    def __init__(self, url: str, *, lease: float = 30.0) -> None:
+        self.lease = lease
+        self._url = absolute_url(url).render_as_string(hide_password=False)
+        self._opening = asyncio.Lock()
+        self._opened: Database | None = None
+        self._turn = 0
+
+    @property
+    def _database(self) -> Database:
+        if self._opened is None:
+            raise BrokerUnavailable("The broker is not open.")
+        return self._opened
+
+    async def open(self) -> None:
+        """Open the database, and create the file and its tables when they are missing. Safe to call twice."""
+        async with self._opening:
+            if self._opened is None:
+                database = Database.shared(self._url)
+                await database.open()
+                self._opened = database
+
+    async def close(self) -> None:
+        """Release the database; what was submitted is finished first. Safe to call twice."""
+        async with self._opening:
+            database, self._opened = self._opened, None
+            if database is not None:
+                await database.close()
+
+    async def publish(self, publications: Sequence[Publication]) -> None:
+        """Store the messages in one transaction. Raises TypeError for headers that JSON cannot express."""
+        if publications:
+            # Encoded here, not in the transaction, which keeps other processes waiting.
+            drafts = [rows.draft(publication) for publication in publications]
+            await self._database.write(lambda connection: messages.insert(connection, drafts))
+
+    async def receive(self, queues: Sequence[str], limit: int) -> Received:
+        """Lease up to ``limit`` messages, fairly from the queues."""
+        fair = rows.rotated(queues, self._turn)
+        self._turn += 1
+
+        def take(connection: Connection) -> tuple[list[messages.Taken], float | None]:
+            taken = messages.take(connection, fair, limit, self.lease, time.time())
+            return taken, messages.next_due(connection)
+
+        taken, next_due = await self._database.write(take)
+        return Received([rows.delivery(row) for row in taken], next_due)
+
+    async def wait(self, queues: Sequence[str], timeout: float | None = None) -> None:
+        """Sleep until somebody has committed something for these queues, or something falls due."""
+        await until_due(lambda: self._pause(queues), self._database.on_change, timeout)
+
+    async def _pause(self, queues: Sequence[str]) -> float:
+        """Seconds until something can be received, as far as is known now."""
+        now = time.time()
+
+        def look(connection: Connection) -> float:
+            if messages.has_ready(connection, queues, now):
+                return 0.0
+            due = messages.next_due(connection)
+            return math.inf if due is None else due - now
+
+        return await self._database.read(look)
+
+    async def settle(self, settlements: Sequence[Settlement]) -> Collection[str]:
+        """End deliveries and publish what comes of them, all in one transaction. Returns the void tags."""
+        if not settlements:
+            return ()
+        now = time.time()
+        endings = [rows.ending(settlement, now) for settlement in settlements]
+        drafts = {s.tag: [rows.draft(new) for new in s.publications] for s in settlements if s.publications}
+
+        def settle(connection: Connection) -> set[str]:
+            void = messages.settle(connection, endings)
+            messages.insert(connection, [new for tag in drafts if tag not in void for new in drafts[tag]])
+            return void
+
+        return await self._database.write(settle)
+
+    async def renew(self, tags: Sequence[str]) -> Collection[str]:
+        """Start the leases of these deliveries anew. Returns the void tags."""
+        if not tags:
+            return ()
+        return await self._database.write(
+            lambda connection: messages.renew(connection, tags, self.lease, time.time())
+        )
+
+    async def size(self, queue: str) -> int:
+        """How many messages wait to be delivered now."""
+        return await self._database.read(lambda connection: messages.size(connection, queue, time.time()))
+
+    async def purge(self, queue: str) -> int:
+        """Delete the waiting and delayed messages of the queue. Returns how many."""
+        return await self._database.write(lambda connection: messages.purge(connection, queue, time.time()))
+
+    async def dead_letters(self, queue: str | None = None, limit: int = 100) -> Sequence[DeadLetter]:
+        """The dead letters of one queue, or of all, newest first."""
+        buried = await self._database.read(lambda connection: messages.dead_letters(connection, queue, limit))
+        return [rows.dead_letter(row) for row in buried]
+
+    async def replay(self, ids: Sequence[str]) -> int:
+        """Put dead letters back into their queues. Returns how many were found."""
+        return await self._database.write(lambda connection: messages.replay(connection, rows.numbers(ids)))

@@ -1,0 +1,106 @@
+"""Tells event loops that a database has changed, whoever changed it."""
+
+from __future__ import annotations
+
+import asyncio
+import sqlite3
+import threading
+from collections.abc import Callable
+from typing import Any
+
+from sqlalchemy.engine import Engine
+from sqlalchemy.exc import SQLAlchemyError
+
+from celeriac.sql import forks
+
+__all__ = ["Watcher"]
+
+#: Seconds between two looks at SQLite's change counter: half of what an idle worker may take to wake.
+_INTERVAL = 0.01
+
+
+class Watcher:
+    """Looks at the database's change counter while somebody listens, and tells the listeners' loops.
+
+    SQLite has no notification between processes. Its change counter (``PRAGMA data_version``) is a read of
+    shared memory that takes a few microseconds; it changes when another connection, of any process, has
+    committed.
+    """
+
+    def __init__(self, engine: Engine) -> None:
+        self._engine = engine
+        self._connection: Any = None
+        self._cursor: sqlite3.Cursor | None = None
+        self._seen: int | None = None
+        self._listeners: dict[object, tuple[asyncio.AbstractEventLoop, Callable[[], None]]] = {}
+        self._wake = threading.Event()
+        self._stopped = False
+        forks.run_before_fork(self._disconnect)
+        self._thread = threading.Thread(target=self._main, name="celeriac-sql-watch", daemon=True)
+        self._thread.start()
+
+    def add(self, callback: Callable[[], None]) -> Callable[[], None]:
+        """Call back on the running loop after any commit from now on, at times without one. Returns what ends it."""
+        key = object()
+        self._listeners[key] = (asyncio.get_running_loop(), callback)
+        self._wake.set()
+
+        def remove() -> None:
+            self._listeners.pop(key, None)
+
+        return remove
+
+    def look(self) -> None:
+        """Look at once: this process has committed something."""
+        if self._listeners:
+            self._wake.set()
+
+    def stop(self) -> None:
+        """End, and return when the thread has ended."""
+        self._stopped = True
+        self._wake.set()
+        self._thread.join()
+
+    def _main(self) -> None:
+        while not self._stopped:
+            # Without listeners it sleeps. What it saw last stays: whatever is committed between a listener's
+            # coming and the next look differs from that, and is told.
+            self._wake.wait(_INTERVAL if self._listeners else None)
+            self._wake.clear()
+            if self._listeners and self._changed():
+                self._tell()
+        with forks.Transaction():
+            self._disconnect()
+
+    def _changed(self) -> bool:
+        with forks.Transaction():
+            try:
+                version = self._data_version()
+            except (sqlite3.Error, SQLAlchemyError):
+                # The readers and writers say what is wrong, with a sentence; here it is enough that they try.
+                self._disconnect()
+                return True
+            changed = version != self._seen
+            self._seen = version
+            return changed
+
+    def _data_version(self) -> int:
+        if self._cursor is None:
+            self._connection = self._engine.raw_connection()
+            self._connection.detach()  # not the pool's to count, nor to close
+            self._cursor = self._connection.cursor()
+        version: int = self._cursor.execute("PRAGMA data_version").fetchone()[0]
+        return version
+
+    def _disconnect(self) -> None:
+        connection, self._connection, self._cursor = self._connection, None, None
+        self._seen = None  # the counters of two connections have nothing to do with each other
+        if connection is not None:
+            connection.close()
+
+    def _tell(self) -> None:
+        for key, (loop, callback) in list(self._listeners.items()):
+            try:
+                loop.call_soon_threadsafe(callback)
+            except RuntimeError:  # the loop was closed by somebody who did not clean up
+                self._listeners.pop(key, None)
