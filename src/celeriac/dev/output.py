@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-import os
 from typing import TextIO
 
-__all__ = ["SUPERVISOR", "Console", "wants_color"]
+__all__ = ["SUPERVISOR", "Console"]
 
 #: The name that the supervisor's own lines carry.
 SUPERVISOR = "celeriac"
@@ -14,11 +13,6 @@ _WIDTH = len(SUPERVISOR)
 _RESET = "\x1b[0m"
 _BOLD_RED = "\x1b[1;31m"
 _COLORS = {"api": "\x1b[36m", "worker": "\x1b[32m", "beat": "\x1b[35m", SUPERVISOR: "\x1b[1;33m"}
-
-
-def wants_color(stream: TextIO) -> bool:
-    """Whether to colour what goes to ``stream``: a terminal, and nobody has set NO_COLOR (no-color.org)."""
-    return stream.isatty() and not os.environ.get("NO_COLOR")
 
 
 class Console:

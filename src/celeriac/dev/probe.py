@@ -77,7 +77,7 @@ def find_celery(app_path: str, celery_path: str | None) -> tuple[str, celery.Cel
     if celery_path is not None:
         _, app = load(celery_path)
         if not _is_celery(app):
-            raise ProbeFailed(f"{celery_path} is a {type(app).__name__}, not a Celery app.")
+            raise ProbeFailed(f"{celery_path} is no Celery app, but of the type {type(app).__name__}.")
         return celery_path, app
     found = {id(value): (name, value) for name, value in reversed(vars(module).items()) if _is_celery(value)}
     if len(found) == 1:

@@ -11,8 +11,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeVar
 
+from celeriac.config import color_wanted
 from celeriac.dev import address
-from celeriac.dev.output import Console, wants_color
+from celeriac.dev.output import Console
 from celeriac.dev.probe import ProbeFailed, run_probe
 from celeriac.dev.process import Command
 from celeriac.dev.reload import Changes, describe, watch
@@ -59,7 +60,7 @@ class Options:
 
 def run(options: Options) -> int:
     """Run until Ctrl-C or SIGTERM. Returns the exit code."""
-    console = Console(sys.stdout, color=wants_color(sys.stdout))
+    console = Console(sys.stdout, color=color_wanted(sys.stdout.isatty()))
     return asyncio.run(_Supervisor(options, console, Path.cwd()).run())
 
 

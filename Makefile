@@ -1,0 +1,63 @@
+# Everything needs Python 3.11 or newer with pip, and make; the rest is installed into .venv.
+
+PORT ?= 8000
+PYTHON ?= $(firstword $(foreach name,python3 python3.14 python3.13 python3.12 python3.11,\
+	$(shell $(name) -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null && echo $(name))))
+
+BIN := .venv/bin
+PIP := $(BIN)/python -m pip --disable-pip-version-check
+INSTALL := $(PIP) install --quiet --constraint constraints.txt --editable . --requirement examples/quickstart/requirements.txt
+INPUTS := pyproject.toml constraints.txt examples/quickstart/requirements.txt
+
+.PHONY: help run test check bench services clean
+
+help:
+	@echo "make run [PORT=8000]   start the quickstart: API, worker and schedule, at http://127.0.0.1:PORT"
+	@echo "make test [ARGS=...]   run the tests; ARGS goes to pytest"
+	@echo "make check             format, lint, types, import floors"
+	@echo "make bench [ARGS=...]  run the benchmarks"
+	@echo "make services          install the servers that some tests start (as root, on Debian and its kin)"
+
+# exec: a signal to make's child must reach the supervisor, not a shell in between.
+run: .venv/run.stamp
+	@cd examples/quickstart && exec ../../$(BIN)/celeriac dev main:app --port $(PORT)
+
+test: .venv/dev.stamp
+	$(BIN)/python -m pytest $(ARGS)
+
+check: .venv/dev.stamp
+	$(BIN)/ruff format --check .
+	$(BIN)/ruff check .
+	$(BIN)/mypy
+	$(BIN)/mypy tests/typing
+	$(BIN)/pyright
+	$(BIN)/lint-imports
+
+bench: .venv/dev.stamp
+	$(BIN)/python -m benchmarks $(ARGS)
+
+services:
+	@sh .ci/services
+
+clean:
+	rm -rf .venv .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache
+
+# Debian's Python comes without ensurepip; its pip can install into a bare environment.
+.venv/pip.stamp:
+	@test -n "$(PYTHON)" || { echo "Python 3.11 or newer is needed, and none was found." >&2; exit 1; }
+	@echo "Creating .venv with $(PYTHON)"
+	@$(PYTHON) -m venv .venv >/dev/null 2>&1 || { \
+		$(PYTHON) -m venv --clear --without-pip .venv && \
+		$(PYTHON) -m pip --disable-pip-version-check --python $(BIN)/python install --quiet pip; }
+	@$(PIP) install --quiet --upgrade "pip>=25.1"
+	@touch $@
+
+.venv/run.stamp: .venv/pip.stamp $(INPUTS)
+	@echo "Installing celeriac and the quickstart into .venv"
+	@$(INSTALL)
+	@touch $@
+
+.venv/dev.stamp: .venv/run.stamp
+	@echo "Installing the tools for tests, checks and benchmarks into .venv"
+	@$(INSTALL) --group test --group check --group bench
+	@touch $@
