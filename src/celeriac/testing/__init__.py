@@ -1,0 +1,1 @@
+"""What an application's tests, and the makers of brokers and stores, need."""
