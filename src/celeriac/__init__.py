@@ -1,1 +1,9 @@
 """celeriac: Celery for FastAPI, asyncio all the way through."""
+
+from celeriac.app import Celery
+from celeriac.context import TaskContext
+from celeriac.handle import TaskHandle
+from celeriac.stores.records import Attempt, Progress, TaskEvent, TaskRecord
+from celeriac.task import Task
+
+__all__ = ["Attempt", "Celery", "Progress", "Task", "TaskContext", "TaskEvent", "TaskHandle", "TaskRecord"]

@@ -62,7 +62,12 @@ class BrokerError(CeleriacError):
 
 
 class BrokerUnavailable(BrokerError, ConnectionError):
-    """The broker cannot be reached."""
+    """The broker cannot be reached.
+
+    ``permanent`` means that waiting will not help: a damaged file, a missing right.
+    """
+
+    permanent = False
 
 
 class PublishTimeout(BrokerError, TimeoutError):
@@ -74,7 +79,12 @@ class StoreError(CeleriacError):
 
 
 class StoreUnavailable(StoreError, ConnectionError):
-    """The store cannot be reached."""
+    """The store cannot be reached.
+
+    ``permanent`` means that waiting will not help.
+    """
+
+    permanent = False
 
 
 class MalformedMessage(CeleriacError, ValueError):

@@ -46,10 +46,15 @@ logger = logging.getLogger("celeriac.worker.control")
 _Node: Any = pidbox.Node
 
 #: Seconds until the thread looks whether it should end; a command wakes it at once.
-DRAIN = 0.5
+DRAIN = 0.25
+#: The same where kombu looks into the broker once per wait (SQS, MongoDB, …), and each look costs something.
+POLLED_DRAIN = 1.0
+#: Seconds for the first wait.
 FIRST_DRAIN = 0.1
-#: Kombu's in-memory transport cannot wait: seconds between two looks into it.
-MEMORY_POLL = 0.05
+#: Seconds between two looks into a broker that cannot wake us but is cheap to look into: a command is not urgent.
+LOCAL_POLL = 0.2
+#: ``driver_type`` of these transports.
+LOCAL = frozenset({"memory", "sqlite"})
 #: Seconds between two health checks of an idle connection.
 HEALTH_CHECK = 25.0
 
@@ -168,8 +173,12 @@ class _CommandListener(ConnectedThread):
             logger.warning("remote control: off, %s cannot broadcast", connection.transport.driver_name)
             self.stopping.wait()
             return
-        if connection.transport.driver_type == "memory":
-            connection.transport.polling_interval = MEMORY_POLL
+        wait = DRAIN
+        transport = connection.transport
+        if transport.driver_type in LOCAL:
+            transport.polling_interval = LOCAL_POLL
+        elif (getattr(transport, "polling_interval", None) or 0) > DRAIN:
+            wait = POLLED_DRAIN
         self._channel_errors = (*connection.connection_errors, *connection.channel_errors)
         self.node.channel = connection.channel()
         self.facade.connection = connection
@@ -180,21 +189,21 @@ class _CommandListener(ConnectedThread):
                 connection.drain_events(timeout=FIRST_DRAIN)
             self.healthy()
             self.listening.set()
-            self._drain(connection)
+            self._drain(connection, wait)
         finally:
             self.listening.clear()
             self.facade.connection = None
         consumer.cancel()
         self.node.channel.close()
 
-    def _drain(self, connection: Any) -> None:
+    def _drain(self, connection: Any, wait: float) -> None:
         checked = time.monotonic()
         heartbeats = bool(connection.heartbeat) and connection.supports_heartbeats
         while not self.stopping.is_set():
             with suppress(TimeoutError):
-                connection.drain_events(timeout=DRAIN)
+                connection.drain_events(timeout=wait)
             if heartbeats:
-                connection.heartbeat_check(2 / DRAIN)
+                connection.heartbeat_check()
             if time.monotonic() - checked > HEALTH_CHECK:
                 checked = time.monotonic()
                 self._check_health(connection)

@@ -1,0 +1,274 @@
+"""The app: a ``celery.Celery`` that also publishes, waits and serves without blocking the event loop."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncGenerator, AsyncIterator, Callable, Coroutine, Mapping, Sequence
+from contextlib import AbstractAsyncContextManager
+from typing import TYPE_CHECKING, Any, Literal, ParamSpec, Self, TypeVar, cast, overload
+
+import celery
+from celery.canvas import Signature
+from kombu.utils.imports import symbol_by_name
+from kombu.utils.objects import cached_property
+
+from celeriac import compat, config
+from celeriac.arguments import ArgumentSchema
+from celeriac.brokers.base import Broker
+from celeriac.calls import Call, NotNative
+from celeriac.connection import Connection, Connections
+from celeriac.errors import ConfigurationError
+from celeriac.handle import TaskHandle
+from celeriac.stores.base import Store
+from celeriac.stores.records import TaskRecord
+from celeriac.task import BoundTaskDecorator, Task, TaskDecorator
+
+if TYPE_CHECKING:
+    from fastapi import APIRouter
+
+__all__ = ["Celery"]
+
+P = ParamSpec("P")
+R = TypeVar("R")
+
+
+class Celery(celery.Celery):  # type: ignore[misc]
+    """A Celery application for asyncio and FastAPI.
+
+    Takes what ``celery.Celery`` takes: a name, ``broker``, ``backend``, ``include``, … Without a broker, and without
+    ``CELERY_BROKER_URL``, everything lives in ``celery.db``, a SQLite file in the current folder.
+    """
+
+    task_cls = "celeriac.task:Task"
+    amqp_cls = "celeriac.synchronous:RecordingAMQP"
+    control_cls = "celeriac.synchronous:DurableControl"
+
+    def __init__(self, main: str | None = None, **options: Any) -> None:
+        symbol_by_name("celeriac.transports:register")()
+        self._connections = Connections(self)
+        super().__init__(main, **options)
+
+    def _load_config(self) -> Any:
+        conf = super()._load_config()
+        compat.set_defaults(conf, config.CELERY_DEFAULTS | config.OWN_DEFAULTS)
+        broker_url = conf.broker_url
+        defaults: dict[str, Any] = {"result_backend": config.default_backend(broker_url)}
+        if broker_url.startswith("memory:"):
+            defaults["broker_transport"] = "celeriac-memory"
+        compat.set_defaults(conf, defaults)
+        return conf
+
+    @cached_property
+    def settings(self) -> config.Settings:
+        """What celeriac has read from the configuration, validated. Raises ConfigurationError."""
+        return config.Settings.from_conf(self.conf)
+
+    # -- tasks ---------------------------------------------------------------------------------------------------
+
+    @overload
+    def task(self, *, bind: Literal[True], **options: Any) -> BoundTaskDecorator: ...
+    @overload
+    def task(self, *, bind: Literal[False] = ..., **options: Any) -> TaskDecorator: ...
+    @overload
+    def task(self, function: Callable[P, Coroutine[Any, Any, R]], /) -> Task[P, R]: ...
+    @overload
+    def task(self, function: Callable[P, AsyncGenerator[Any, Any]], /) -> Task[P, None]: ...
+    @overload
+    def task(self, function: Callable[P, AsyncIterator[Any]], /) -> Task[P, None]: ...
+    @overload
+    def task(self, function: Callable[P, R], /) -> Task[P, R]: ...
+
+    def task(self, *args: Any, **options: Any) -> Any:
+        """Make a task of a function: ``def``, ``async def``, or an async generator, which emits what it yields.
+
+        Options are Celery's. ``bind=True`` passes the task as the first argument. Unlike Celery's, the task belongs
+        to this app alone (``shared=False``).
+        """
+        options.setdefault("shared", False)
+        return super().task(*args, **options)
+
+    # -- publishing ----------------------------------------------------------------------------------------------
+
+    async def enqueue(
+        self,
+        task: Any,
+        args: Sequence[Any] = (),
+        kwargs: Mapping[str, Any] | None = None,
+        **options: Any,
+    ) -> TaskHandle[Any]:
+        """Publish a task by name, or a signature, without importing the task.
+
+        ``task`` is a name, a signature (``add.s(1, 2)``, a chain, a group, a chord) or a task. Options are those of ``task.using``. Arguments are validated where the task is registered in this process.
+        Raises InvalidArguments, BrokerUnavailable, PublishTimeout.
+        """
+        if isinstance(task, Signature):
+            if not compat.is_plain_signature(task):
+                return await self._apply_canvas(task, args, kwargs, options)
+            name, args, kwargs, options = compat.merge_signature(task, args, kwargs, options)
+        else:
+            name = task if isinstance(task, str) else task.name
+        registered = self._registered(name)
+        args, kwargs = self._dump(registered, args, kwargs or {})
+        return await self.submit(name, args, kwargs, options, registered)
+
+    async def enqueue_many(
+        self, signatures: Sequence[Any], *, deadline: float | None = None
+    ) -> list[TaskHandle[Any]]:
+        """Publish many signatures in one step of the broker, all or none.
+
+        ``deadline`` is in seconds. Raises as ``enqueue`` does, which also publishes canvas.
+        """
+        connection = await self._connections.here()
+        calls: list[Call] = []
+        handles: list[TaskHandle[Any]] = []
+        for signature in signatures:
+            if not compat.is_plain_signature(signature):
+                raise ConfigurationError(
+                    f"enqueue_many publishes single tasks; use enqueue for {signature!r}."
+                )
+            name, raw_args, raw_kwargs, options = compat.merge_signature(signature, (), None, {})
+            registered = self._registered(name)
+            args, kwargs = self._dump(registered, raw_args, raw_kwargs)
+            call = connection.calls.build(name, args, kwargs, options)
+            calls.append(call)
+            handles.append(self._handle(call.task_id, registered))
+        await connection.publisher.publish_many(calls, deadline)
+        return handles
+
+    async def submit(
+        self,
+        name: str,
+        args: Sequence[Any],
+        kwargs: Mapping[str, Any],
+        options: dict[str, Any],
+        task: Any = None,
+    ) -> TaskHandle[Any]:
+        """Publish a call whose arguments are JSON values already; what ``task.enqueue`` ends in."""
+        connection = self._connections.current() or await self._connections.here()
+        deadline = options.pop("deadline", None)
+        try:
+            call = connection.calls.build(name, args, kwargs, options)
+        except NotNative:
+            result = await asyncio.to_thread(self.send_task, name, args, kwargs, **options)
+            return self._handle(result.id, task)
+        await connection.publisher.publish(call, deadline)
+        compat.trail(call.task_id)
+        return self._handle(call.task_id, task)
+
+    async def _apply_canvas(
+        self,
+        signature: Signature,
+        args: Sequence[Any],
+        kwargs: Mapping[str, Any] | None,
+        options: dict[str, Any],
+    ) -> TaskHandle[Any]:
+        options.pop("deadline", None)
+        signature = signature.clone()
+        compat.set_app(signature, self)
+        result = await asyncio.to_thread(signature.apply_async, tuple(args), dict(kwargs or {}), **options)
+        return self._handle(result.id)
+
+    async def replay(self, record: TaskRecord) -> TaskHandle[Any]:
+        """Enqueue a task that has ended once more, under the same id, with the arguments of its record.
+
+        Raises ConfigurationError when the record does not say what to run.
+        """
+        if record.name is None or record.args is None:
+            raise ConfigurationError(f"The record of {record.id} has no name or arguments to run it with.")
+        connection = await self._connections.here()
+        options: dict[str, Any] = {
+            "task_id": record.id,
+            "queue": record.queue,
+            "root_id": record.root_id,
+            "parent_id": record.parent_id,
+            "owner": record.owner,
+        }
+        call = connection.calls.build(record.name, record.args, record.kwargs or {}, options)
+        await connection.publisher.replay(call)
+        return self._handle(record.id)
+
+    def _registered(self, name: str) -> Any:
+        self.finalize(auto=True)
+        return self._tasks.get(name)
+
+    @staticmethod
+    def _dump(
+        task: Any, args: Sequence[Any], kwargs: Mapping[str, Any]
+    ) -> tuple[Sequence[Any], Mapping[str, Any]]:
+        if isinstance(task, Task) and task.typing:
+            schema: ArgumentSchema = task.schema
+            return schema.dump(tuple(args), dict(kwargs))
+        return args, kwargs
+
+    # -- looking -------------------------------------------------------------------------------------------------
+
+    def handle(self, task_id: str) -> TaskHandle[Any]:
+        """A handle on the task of this id. Whether there is one shows when it is used."""
+        return self._handle(task_id)
+
+    def _handle(self, task_id: str, task: Any = None) -> TaskHandle[Any]:
+        schema: ArgumentSchema | None = task.schema if isinstance(task, Task) else None
+        return TaskHandle(task_id, lambda: self.store, schema.load_result if schema else None)
+
+    async def queue_size(self, name: str) -> int:
+        """How many messages wait in a queue; delayed ones and those being worked on are not counted."""
+        return await (await self._connections.here()).broker.size(name)
+
+    async def purge(self, name: str) -> int:
+        """Delete what waits in a queue, delayed messages too. Returns how many there were."""
+        return await (await self._connections.here()).broker.purge(name)
+
+    @property
+    def store(self) -> Store:
+        """The store of the running loop. Raises ConfigurationError outside ``async with celery:``."""
+        return self._connection().store
+
+    @property
+    def broker(self) -> Broker:
+        """The broker of the running loop. Raises ConfigurationError outside ``async with celery:``."""
+        return self._connection().broker
+
+    def _connection(self) -> Connection:
+        connection = self._connections.current()
+        if connection is None:
+            raise ConfigurationError(
+                "celeriac is not open on this event loop: "
+                "use `async with celery:`, or FastAPI(lifespan=celery.lifespan)."
+            )
+        return connection
+
+    # -- lifetime ------------------------------------------------------------------------------------------------
+
+    async def __aenter__(self) -> Self:
+        await self._connections.enter()
+        return self
+
+    async def __aexit__(self, *_exc: object) -> None:
+        await self._connections.leave()
+
+    def lifespan(self, app: Any) -> AbstractAsyncContextManager[Any]:
+        """An ASGI lifespan: ``FastAPI(lifespan=celery.lifespan)`` opens and closes broker and store."""
+        return cast("AbstractAsyncContextManager[Any]", self.lifespan_with()(app))
+
+    def lifespan_with(
+        self, inner: Callable[..., Any] | None = None, *, worker: bool = False
+    ) -> Callable[..., Any]:
+        """A lifespan that runs yours inside. With ``worker=True`` a worker runs in the API's process and loop."""
+        compose = symbol_by_name("celeriac.fastapi.lifespan:compose")
+        return cast("Callable[..., Any]", compose(self, inner, worker=worker))
+
+    def router(self, **options: Any) -> APIRouter:
+        """An ``APIRouter`` for records, results, events, cancel and retry; see ``celeriac.fastapi.router``."""
+        return cast("APIRouter", symbol_by_name("celeriac.fastapi.router:build_router")(self, **options))
+
+    # -- the worker ----------------------------------------------------------------------------------------------
+
+    @cached_property
+    def Worker(self) -> Any:  # noqa: N802 - Celery's name
+        """The program behind ``celery worker``."""
+        return self.subclass_with_self("celeriac.worker.program:Worker")
+
+    @cached_property
+    def EmbeddedWorker(self) -> Any:  # noqa: N802 - beside Worker
+        """Celery's ``WorkController``, of which a worker inside the API's process is one."""
+        return self.subclass_with_self("celery.worker:WorkController", name="EmbeddedWorker")

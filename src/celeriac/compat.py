@@ -1,0 +1,152 @@
+"""The only file that touches what Celery does not document; each name with its upstream symbol.
+
+``tests/unit/test_compat.py`` pins every one of them, so that an upgrade of Celery fails there and not in a worker.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Hashable, Mapping, Sequence
+from contextvars import ContextVar, Token
+from threading import get_ident
+from typing import Any
+
+from celery import _state as celery_state
+from celery import states
+from celery.app.task import Context
+from celery.canvas import Signature
+from celery.result import AsyncResult
+
+from celeriac.protocol.codec import dumps
+
+__all__ = [
+    "TaskRequest",
+    "current_execution",
+    "enter_execution",
+    "is_plain_signature",
+    "key_stack_by_context",
+    "leave_execution",
+    "merge_signature",
+    "pop_task",
+    "push_task",
+    "set_app",
+    "set_defaults",
+    "trail",
+]
+
+_execution: ContextVar[Any] = ContextVar("celeriac_execution", default=None)
+
+
+def _ident() -> Hashable:
+    return _execution.get() or get_ident()
+
+
+def key_stack_by_context(stack: Any) -> None:
+    """Let a stack of Celery's tell interleaved coroutines apart.
+
+    ``celery.utils.threads._LocalStack.__ident_func__`` is the thread's id by default: two coroutines of one loop
+    would see each other's request.
+    """
+    stack.__ident_func__ = _ident
+
+
+# celery._state._task_stack is what celery.current_task reads.
+key_stack_by_context(celery_state._task_stack)
+push_task = celery_state._task_stack.push
+pop_task = celery_state._task_stack.pop
+
+
+def enter_execution(execution: object) -> Token[Any]:
+    """Give this context, and the tasks and threads that are started from it, stacks of their own."""
+    return _execution.set(execution)
+
+
+def leave_execution(token: Token[Any]) -> None:
+    """Go back to the stacks of before."""
+    _execution.reset(token)
+
+
+def current_execution() -> Any:
+    """The worker's execution that this code runs in, else ``None``."""
+    return _execution.get()
+
+
+class TaskRequest(Context):  # type: ignore[misc]
+    """Celery's task request, ``celery.app.task.Context``, which works out the custom headers only when asked.
+
+    ``execution`` is the running execution in a worker of ours, and ``None`` anywhere else.
+    """
+
+    execution: Any = None
+
+    def __init__(self, values: Mapping[str, Any]) -> None:
+        self.__dict__.update(values)
+
+    @property
+    def headers(self) -> Any:
+        own = self.__dict__
+        if "_headers" not in own:
+            own["_headers"] = self._get_custom_headers(own.get("message_headers") or {})
+        return own["_headers"]
+
+    @headers.setter
+    def headers(self, value: Any) -> None:
+        self.__dict__["_headers"] = value
+
+
+def set_defaults(conf: Any, defaults: Mapping[str, Any]) -> None:
+    """Change the defaults of a ``celery.app.utils.Settings``: they lose against everything that a user sets.
+
+    The last of ``maps`` is Celery's own defaults, copied for each app. ``add_defaults`` would win against
+    ``config_from_object``.
+    """
+    conf.maps[-1].update(defaults)
+
+
+def is_plain_signature(signature: Signature) -> bool:
+    """Whether it is one task, and no canvas: ``celery.canvas`` marks those by ``subtask_type``."""
+    return not signature.get("subtask_type")
+
+
+def merge_signature(
+    signature: Signature, args: Sequence[Any], kwargs: Mapping[str, Any] | None, options: dict[str, Any]
+) -> tuple[str, tuple[Any, ...], dict[str, Any], dict[str, Any]]:
+    """A signature's task, arguments and options with those of its call: ``Signature._merge``."""
+    merged_args, merged_kwargs, merged_options = signature._merge(tuple(args), dict(kwargs or {}), options)
+    return signature.task, tuple(merged_args), dict(merged_kwargs), dict(merged_options)
+
+
+def set_app(signature: Signature, app: Any) -> None:
+    """Bind a signature, and what is in it, to an app: ``Signature._app``, else the current app's."""
+    signature._app = app
+
+
+def trail(task_id: str) -> None:
+    """Note a task that the running one has called among its children, as ``Task.add_trail`` does."""
+    execution = current_execution()
+    if execution is not None and execution.task.trail:
+        execution.request.children.append(AsyncResult(task_id, app=execution.task.app))
+
+
+def has_custom(task: Any, name: str) -> bool:
+    """Whether a task class overrides a handler of ``celery.app.task.Task`` (``celery.app.trace.task_has_custom``)."""
+    for cls in type(task).__mro__:
+        if cls.__module__ in ("celery.app.task", "celeriac.task"):
+            return False
+        if name in cls.__dict__:
+            return True
+    return False
+
+
+def fail_successors(backend: Any, request: Any, error: BaseException, traceback: str | None) -> None:
+    """What ``celery.backends.base.Backend.mark_as_failure`` does besides storing the task's own result."""
+    if request.chord:
+        backend.on_chord_part_return(request, states.FAILURE, error)
+    backend._fail_chain(request.chain, error, traceback, store_result=True, state=states.FAILURE)
+    if request.errbacks:
+        backend._call_task_errbacks(request, error, traceback)
+
+
+def trailed_children(request: Context) -> str | None:
+    """The tasks that a task has called, as Celery's result meta has them (``Backend.current_task_children``)."""
+    children = request._children
+    return dumps([child.as_tuple() for child in children]) if children else None

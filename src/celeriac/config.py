@@ -1,0 +1,119 @@
+"""Environment and URLs become settings here; nobody else reads ``os.environ``."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping
+from dataclasses import dataclass
+from datetime import timedelta
+from typing import Any
+
+from celeriac.errors import ConfigurationError
+
+__all__ = ["CELERY_DEFAULTS", "DEFAULT_BROKER_URL", "OWN_DEFAULTS", "Settings", "default_backend"]
+
+#: Without a broker URL everything lives in this file, in the folder where the process was started.
+DEFAULT_BROKER_URL = "sqlite:///celery.db"
+
+#: Celery's settings whose defaults differ, because people who enqueue from a request expect that the task runs.
+CELERY_DEFAULTS: dict[str, Any] = {
+    "broker_url": DEFAULT_BROKER_URL,
+    "broker_connection_retry_on_startup": True,
+    "result_extended": True,
+    "task_acks_late": True,
+    "task_reject_on_worker_lost": True,
+    "task_track_started": True,
+    "timezone": "UTC",
+    "worker_cancel_long_running_tasks_on_connection_loss": True,
+    "worker_consumer": "celeriac.worker.consumer:create_consumer",
+    "worker_pool": "celeriac.worker.pool:TaskPool",
+    "worker_prefetch_multiplier": 1,
+}
+
+#: Settings of ours, with what they mean.
+OWN_DEFAULTS: dict[str, Any] = {
+    # Seconds that a delivery belongs to a worker that no longer renews it: how long a crash goes unnoticed.
+    # ``broker_transport_options["visibility_timeout"]``, where it is set, means the same and wins.
+    "celeriac_lease": 30.0,
+    # Deliveries without an outcome after which a message is dead-lettered.
+    "celeriac_delivery_limit": 5,
+    # Seconds after which ``enqueue`` raises PublishTimeout.
+    "celeriac_publish_deadline": 5.0,
+    # Seconds over which a message of an unknown task is offered again before it is dead-lettered.
+    "celeriac_unknown_task_grace": 30.0,
+    # Seconds that running tasks get to finish after SIGTERM.
+    "celeriac_shutdown_grace": 25.0,
+    # Coroutine slots of a worker that was not given a concurrency.
+    "celeriac_concurrency": 100,
+    # Threads for ``def`` tasks; None means as many as there are slots, 64 at most.
+    "celeriac_threads": None,
+    # Whether arguments are validated against the task's annotations.
+    "celeriac_validate_arguments": True,
+}
+
+
+def default_backend(broker_url: str) -> str | None:
+    """The result backend that goes with a broker: the same place where records can live, else none."""
+    scheme = broker_url.partition(":")[0]
+    return broker_url if scheme in {"sqlite", "memory"} else None
+
+
+@dataclass(frozen=True, slots=True)
+class Settings:
+    """What celeriac itself needs to know, validated once. Durations are seconds."""
+
+    broker_url: str
+    result_backend: str | None
+    lease: float
+    delivery_limit: int
+    publish_deadline: float
+    unknown_task_grace: float
+    shutdown_grace: float
+    concurrency: int
+    threads: int | None
+    result_expires: float | None
+    validate_arguments: bool
+    transport_options: Mapping[str, Any]
+
+    @classmethod
+    def from_conf(cls, conf: Any) -> Settings:
+        """Read them from a Celery configuration. Raises ConfigurationError with the setting's name."""
+        options = dict(conf.broker_transport_options or {})
+        expires = conf.result_expires
+        if isinstance(expires, timedelta):
+            expires = expires.total_seconds()
+        threads = conf.celeriac_threads
+        lease = options.get("visibility_timeout") or conf.celeriac_lease
+        return cls(
+            broker_url=conf.broker_url,
+            result_backend=conf.result_backend or None,
+            lease=_number("celeriac_lease", lease, minimum=0.5),
+            delivery_limit=int(_number("celeriac_delivery_limit", conf.celeriac_delivery_limit, minimum=1)),
+            publish_deadline=_number(
+                "celeriac_publish_deadline", conf.celeriac_publish_deadline, minimum=0.01
+            ),
+            unknown_task_grace=_number("celeriac_unknown_task_grace", conf.celeriac_unknown_task_grace),
+            shutdown_grace=_number("celeriac_shutdown_grace", conf.celeriac_shutdown_grace),
+            concurrency=int(_number("celeriac_concurrency", conf.celeriac_concurrency, minimum=1)),
+            threads=None if threads is None else int(_number("celeriac_threads", threads, minimum=1)),
+            result_expires=float(expires) if expires else None,
+            validate_arguments=bool(conf.celeriac_validate_arguments),
+            transport_options=options,
+        )
+
+
+def _number(name: str, value: Any, minimum: float = 0.0) -> float:
+    if isinstance(value, timedelta):
+        value = value.total_seconds()
+    try:
+        number = float(value)
+    except (TypeError, ValueError):
+        raise ConfigurationError(f"{name} must be a number, not {value!r}.") from None
+    if number < minimum:
+        raise ConfigurationError(f"{name} must be at least {minimum:g}, not {value!r}.")
+    return number
+
+
+def color_wanted(is_terminal: bool) -> bool:
+    """Whether output is coloured: on a terminal, unless NO_COLOR is set."""
+    return is_terminal and not os.environ.get("NO_COLOR")

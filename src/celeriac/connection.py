@@ -1,0 +1,95 @@
+"""What an app has open on one event loop: broker, store, publisher."""
+
+from __future__ import annotations
+
+import asyncio
+import weakref
+from dataclasses import dataclass
+from typing import Any
+
+from celeriac.brokers.base import Broker
+from celeriac.brokers.urls import broker_for
+from celeriac.calls import CallBuilder
+from celeriac.publisher import Publisher
+from celeriac.stores.base import Store
+from celeriac.stores.urls import store_for
+
+__all__ = ["Connection", "Connections"]
+
+
+@dataclass(frozen=True, slots=True)
+class Connection:
+    """Broker, store and publisher, open on one loop."""
+
+    broker: Broker
+    store: Store
+    publisher: Publisher
+    calls: CallBuilder
+
+
+class _Slot:
+    """One loop's connection, and how many have entered it."""
+
+    def __init__(self) -> None:
+        self.lock = asyncio.Lock()
+        self.users = 0
+        self.connection: Connection | None = None
+
+
+class Connections:
+    """The connections of one app, one for each event loop that uses it."""
+
+    def __init__(self, app: Any) -> None:
+        self._app = app
+        self._slots: weakref.WeakKeyDictionary[asyncio.AbstractEventLoop, _Slot] = weakref.WeakKeyDictionary()
+
+    def current(self) -> Connection | None:
+        """What is open on the running loop."""
+        slot = self._slots.get(asyncio.get_running_loop())
+        return slot.connection if slot else None
+
+    async def here(self) -> Connection:
+        """What is open on the running loop; opened now if nothing is, and then left open until the process ends."""
+        slot = self._slots.setdefault(asyncio.get_running_loop(), _Slot())
+        async with slot.lock:
+            if slot.connection is None:
+                slot.connection = await self._open()
+            return slot.connection
+
+    async def enter(self) -> Connection:
+        """Open, or join what is open; each wants one ``leave``."""
+        connection = await self.here()
+        self._slots[asyncio.get_running_loop()].users += 1
+        return connection
+
+    async def leave(self) -> None:
+        """The last one out closes, after what is under way has been published."""
+        slot = self._slots[asyncio.get_running_loop()]
+        slot.users -= 1
+        if slot.users > 0 or slot.connection is None:
+            return
+        async with slot.lock:
+            connection, slot.connection = slot.connection, None
+            if connection is not None:
+                await connection.publisher.drain()
+                await connection.store.close()
+                await connection.broker.close()
+
+    def make_broker(self) -> Broker:
+        """A broker of the app's settings, not open yet."""
+        settings = self._app.settings
+        return broker_for(settings.broker_url, lease=settings.lease, options=settings.transport_options)
+
+    async def _open(self) -> Connection:
+        settings = self._app.settings
+        broker = self.make_broker()
+        store = store_for(settings.result_backend or "disabled://", expires=settings.result_expires)
+        await broker.open()
+        try:
+            await store.open()
+        except BaseException:
+            await broker.close()
+            raise
+        self._app.finalize(auto=True)
+        publisher = Publisher(broker, store, deadline=settings.publish_deadline)
+        return Connection(broker, store, publisher, CallBuilder(self._app))

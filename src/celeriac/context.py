@@ -1,0 +1,63 @@
+"""What a running task may ask for: its identity, its progress, its values."""
+
+from __future__ import annotations
+
+import inspect
+import typing
+from collections.abc import Callable
+from typing import Any
+
+__all__ = ["TaskContext", "context_parameters"]
+
+
+class TaskContext:
+    """The execution that a task runs in. A parameter annotated with it is filled in by the worker.
+
+    It is no part of the message: callers do not pass it.
+    """
+
+    __slots__ = ("_execution",)
+
+    def __init__(self, execution: Any) -> None:
+        self._execution = execution
+
+    @property
+    def id(self) -> str:
+        """The task's id."""
+        return str(self._execution.id)
+
+    @property
+    def name(self) -> str:
+        """The task's name."""
+        return str(self._execution.name)
+
+    @property
+    def retries(self) -> int:
+        """How often the task has been retried: 0 in its first attempt."""
+        return int(self._execution.request.retries or 0)
+
+    @property
+    def request(self) -> Any:
+        """Celery's ``task.request``."""
+        return self._execution.request
+
+    def progress(self, current: float, total: float | None = None, note: str = "") -> None:
+        """Record how far the task is, in its own unit. Never waits; may be called from a thread."""
+        self._execution.progress(current, total, note)
+
+    def emit(self, value: Any) -> None:
+        """Send a JSON-able value to whoever follows the task's events. Never waits; may be called from a thread."""
+        self._execution.emit(value)
+
+
+def context_parameters(function: Callable[..., Any]) -> tuple[str, ...]:
+    """The parameters of a task's function that want a TaskContext."""
+    annotations = getattr(function, "__annotations__", {})
+    if not any("TaskContext" in str(annotation) for annotation in annotations.values()):
+        return ()
+    try:
+        hints = typing.get_type_hints(function)
+    except (NameError, TypeError, AttributeError):
+        hints = annotations
+    wanted = {name for name, hint in hints.items() if hint is TaskContext}
+    return tuple(name for name in inspect.signature(function).parameters if name in wanted)

@@ -1,0 +1,174 @@
+"""Calls on their way to the broker: one batch per tick of the loop, a deadline, and Celery's publish signals."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import time
+from collections.abc import Sequence
+from dataclasses import replace
+from typing import Any
+
+from celery import signals
+
+from celeriac.brokers.base import Broker
+from celeriac.calls import Call
+from celeriac.errors import BrokerError, CeleriacError, PublishTimeout, StoreError
+from celeriac.hooks import Hook, Published
+from celeriac.stores.base import Store
+
+__all__ = ["Publisher"]
+
+logger = logging.getLogger("celeriac.publisher")
+
+_Waiting = tuple[Call, asyncio.Future[None]]
+
+
+class Publisher:
+    """Publishes calls and starts their records, together.
+
+    Belongs to the loop that its broker and its store belong to. ``deadline`` is in seconds.
+    """
+
+    def __init__(self, broker: Broker, store: Store, *, deadline: float, hooks: Sequence[Hook] = ()) -> None:
+        self._broker = broker
+        self._store = store
+        self._deadline = deadline
+        self._hooks = hooks
+        self._waiting: dict[float, list[_Waiting]] = {}
+        self._flushes: set[asyncio.Task[None]] = set()
+
+    async def publish(self, call: Call, deadline: float | None = None) -> None:
+        """Publish, and return when the broker has confirmed.
+
+        Raises BrokerUnavailable, or PublishTimeout after ``deadline`` seconds.
+        """
+        _signal_before(call)
+        await self._submit(call, self._deadline if deadline is None else deadline)
+        _signal_after(call)
+
+    async def publish_many(self, calls: Sequence[Call], deadline: float | None = None) -> None:
+        """Publish all in one step of the broker, all or none. Raises as ``publish`` does."""
+        if not calls:
+            return
+        for call in calls:
+            _signal_before(call)
+        await self._send(calls, self._deadline if deadline is None else deadline)
+        for call in calls:
+            _signal_after(call)
+
+    async def replay(self, call: Call) -> None:
+        """Publish a task that has ended once more, and start its record over. Raises as ``publish`` does."""
+        _signal_before(call)
+        await self._send([replace(call, record=replace(call.record, replay=True))], self._deadline)
+        _signal_after(call)
+
+    async def drain(self) -> None:
+        """Wait for what is under way."""
+        while self._flushes:
+            await asyncio.wait(self._flushes)
+
+    def _submit(self, call: Call, deadline: float) -> asyncio.Future[None]:
+        loop = asyncio.get_running_loop()
+        future: asyncio.Future[None] = loop.create_future()
+        batch = self._waiting.get(deadline)
+        if batch is None:
+            batch = self._waiting[deadline] = []
+            # Runs after everything that is ready in this tick, so that all its calls are in the batch.
+            loop.call_soon(self._flush, deadline)
+        batch.append((call, future))
+        return future
+
+    def _flush(self, deadline: float) -> None:
+        batch = self._waiting.pop(deadline)
+        task = asyncio.get_running_loop().create_task(self._send_batch(batch, deadline))
+        self._flushes.add(task)
+        task.add_done_callback(self._flushes.discard)
+
+    async def _send_batch(self, batch: list[_Waiting], deadline: float) -> None:
+        error: CeleriacError | None = None
+        try:
+            await self._send([call for call, _ in batch], deadline)
+        except CeleriacError as exc:
+            error = exc
+        for _, future in batch:
+            if future.done():
+                continue
+            if error is None:
+                future.set_result(None)
+            else:
+                future.set_exception(error)
+
+    async def _send(self, calls: Sequence[Call], deadline: float) -> None:
+        started = time.perf_counter()
+        publications = [call.publication for call in calls]
+        # Submitted together: where broker and store are one server, this is one round trip. The order does not
+        # matter, because the record's first transition only fills in what a quick worker has left open.
+        recorded = asyncio.ensure_future(self._record(calls))
+        try:
+            async with asyncio.timeout(deadline):
+                await self._broker.publish(publications)
+                await asyncio.shield(recorded)
+        except TimeoutError:
+            recorded.cancel()
+            raise PublishTimeout(
+                f"The broker did not confirm within {deadline:g} seconds; the task may or may not have been enqueued."
+            ) from None
+        except BrokerError:
+            recorded.cancel()
+            await self._forget(calls)
+            raise
+        if self._hooks:
+            self._observe(Published(tuple(call.task_id for call in calls), time.perf_counter() - started))
+
+    async def _record(self, calls: Sequence[Call]) -> None:
+        try:
+            await self._store.transition([call.record for call in calls])
+        except StoreError as exc:
+            # The tasks are the broker's and will run; the worker makes up for the record when it starts them.
+            logger.warning("The store did not record %d enqueued tasks: %s", len(calls), exc)
+
+    async def _forget(self, calls: Sequence[Call]) -> None:
+        try:
+            await self._store.forget([call.task_id for call in calls if not call.record.retries])
+        except StoreError as exc:
+            logger.warning(
+                "The store kept the records of %d tasks that were not enqueued: %s", len(calls), exc
+            )
+
+    def _observe(self, event: Published) -> None:
+        for hook in self._hooks:
+            try:
+                hook(event)
+            except Exception:
+                logger.exception("The hook %r failed.", hook)
+
+
+def _signal_before(call: Call) -> None:
+    if signals.before_task_publish.receivers:
+        message = call.publication.message
+        signals.before_task_publish.send(
+            sender=call.name,
+            body=call.body,
+            exchange=call.publication.exchange,
+            routing_key=call.publication.routing_key,
+            declare=[],
+            headers=message.headers,
+            properties=message.properties,
+            retry_policy={},
+        )
+
+
+def _signal_after(call: Call) -> None:
+    if signals.after_task_publish.receivers:
+        _send_after(call)
+
+
+def _send_after(call: Call) -> Any:
+    return signals.after_task_publish.send(
+        sender=call.name,
+        body=call.body,
+        headers=call.publication.message.headers,
+        exchange=call.publication.exchange,
+        routing_key=call.publication.routing_key,
+    )

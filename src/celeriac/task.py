@@ -1,0 +1,254 @@
+"""The task: Celery's, with a typed ``enqueue``. Does no I/O of its own."""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import AsyncGenerator, AsyncIterator, Callable, Coroutine, Mapping, Sequence
+from datetime import datetime, timedelta
+from typing import (
+    TYPE_CHECKING,
+    Any,
+    Concatenate,
+    Generic,
+    ParamSpec,
+    Protocol,
+    TypedDict,
+    TypeVar,
+    cast,
+    overload,
+)
+
+from celery.app.task import Task as CeleryTask
+from celery.canvas import Signature
+
+from celeriac.arguments import ArgumentSchema
+from celeriac.compat import current_execution, key_stack_by_context
+from celeriac.context import context_parameters
+from celeriac.handle import TaskHandle
+
+if TYPE_CHECKING:
+    from typing_extensions import Unpack
+
+__all__ = ["BoundTaskDecorator", "EnqueueOptions", "PendingCall", "Task", "TaskDecorator"]
+
+P = ParamSpec("P")
+R = TypeVar("R")
+
+
+class EnqueueOptions(TypedDict, total=False):
+    """What ``task.using`` takes: Celery's options of ``apply_async``, and ``owner`` and ``deadline``.
+
+    Durations are seconds or timedeltas. ``deadline`` is how long ``enqueue`` may take, in seconds; ``owner`` is kept
+    in the record; ``priority`` is 0 to 9, higher first.
+    """
+
+    countdown: float | timedelta | None
+    eta: datetime | None
+    expires: float | timedelta | datetime | None
+    queue: str | None
+    priority: int | None
+    task_id: str | None
+    headers: Mapping[str, Any] | None
+    owner: str | None
+    deadline: float | None
+    link: Any
+    link_error: Any
+    time_limit: float | None
+    soft_time_limit: float | None
+    ignore_result: bool | None
+    shadow: str | None
+    serializer: str | None
+    compression: str | None
+    exchange: str | None
+    routing_key: str | None
+    reply_to: str | None
+    root_id: str | None
+    parent_id: str | None
+    group_id: str | None
+
+
+class PendingCall(Generic[P, R]):
+    """A task together with options: what ``task.using(…)`` returns."""
+
+    __slots__ = ("_options", "_task")
+
+    def __init__(self, task: Task[P, R], options: EnqueueOptions) -> None:
+        self._task = task
+        self._options = options
+
+    async def enqueue(self, *args: P.args, **kwargs: P.kwargs) -> TaskHandle[R]:
+        """As ``task.enqueue``, with the options."""
+        return await self._task._enqueue(args, kwargs, cast("dict[str, Any]", dict(self._options)))
+
+
+class Task(CeleryTask, Generic[P, R]):  # type: ignore[misc]
+    """A task: Celery's, typed.
+
+    Everything that Celery documents for tasks holds; see Celery's user guide.
+    """
+
+    abstract = True
+    _schema: ArgumentSchema | None = None
+
+    if TYPE_CHECKING:
+        # Celery has no annotations; these are what a task's user meets.
+        name: str
+        max_retries: int | None
+        default_retry_delay: float
+
+        @property
+        def request(self) -> Any:
+            """Celery's ``task.request``: id, args, retries, delivery_info, …"""
+
+        def __call__(self, *args: P.args, **kwargs: P.kwargs) -> Any:
+            """Call the function here and now."""
+
+        def delay(self, *args: P.args, **kwargs: P.kwargs) -> Any:
+            """Celery's synchronous publish; returns its ``AsyncResult``."""
+
+        def s(self, *args: Any, **kwargs: Any) -> Any:
+            """A signature of this task, for canvas."""
+
+        def si(self, *args: Any, **kwargs: Any) -> Any:
+            """A signature that takes no result of the task before it."""
+
+        def signature(self, args: Any = None, *starargs: Any, **starkwargs: Any) -> Any:
+            """A signature with options."""
+
+        def retry(
+            self,
+            args: Any = None,
+            kwargs: Any = None,
+            exc: BaseException | None = None,
+            throw: bool = True,
+            eta: datetime | None = None,
+            countdown: float | None = None,
+            max_retries: int | None = None,
+            **options: Any,
+        ) -> BaseException:
+            """Try again later; ``raise self.retry(…)``. ``countdown`` is in seconds."""
+
+    @classmethod
+    def on_bound(cls, app: Any) -> None:
+        """Called by Celery when the task belongs to its app."""
+        # One stack a task class, keyed by the thread in Celery: interleaved coroutines would share a request.
+        key_stack_by_context(cls.request_stack)
+
+    async def enqueue(self, *args: P.args, **kwargs: P.kwargs) -> TaskHandle[R]:
+        """Validate the arguments, publish the task, and return a handle when the broker has confirmed.
+
+        Raises InvalidArguments before anything is published; BrokerUnavailable; PublishTimeout when the broker has
+        not answered within ``celeriac_publish_deadline`` seconds.
+        """
+        return await self._enqueue(args, kwargs, {})
+
+    def using(self, **options: Unpack[EnqueueOptions]) -> PendingCall[P, R]:
+        """The same task with options: ``await task.using(countdown=10).enqueue(…)``."""
+        return PendingCall(self, options)
+
+    async def _enqueue(
+        self, args: Sequence[Any], kwargs: Mapping[str, Any], options: dict[str, Any]
+    ) -> TaskHandle[R]:
+        if self.typing:
+            args, kwargs = self.schema.dump(tuple(args), dict(kwargs))
+        handle: TaskHandle[R] = await self.app.submit(self.name, args, kwargs, options, self)
+        return handle
+
+    @property
+    def function(self) -> Callable[..., Any]:
+        """The function that was decorated, or ``run`` of a class-based task."""
+        function = getattr(self, "_decorated_fun", None) or getattr(self, "_orig_run", None) or self.run
+        return cast("Callable[..., Any]", inspect.unwrap(function))
+
+    @property
+    def schema(self) -> ArgumentSchema:
+        """How this task's arguments and result become JSON values, and come back. Worked out once."""
+        cls = type(self)
+        if "_schema" not in cls.__dict__ or cls._schema is None:
+            cls._schema = ArgumentSchema.from_function(
+                self.function, bound=self._bound, exclude=context_parameters(self.function)
+            )
+        return cls._schema
+
+    @property
+    def _bound(self) -> bool:
+        """Whether the function's first parameter is the task."""
+        run = inspect.getattr_static(type(self), "run", None)
+        return getattr(self, "_decorated_fun", None) is not None and not isinstance(run, staticmethod)
+
+    @property
+    def call_defaults(self) -> dict[str, Any]:
+        """The options that every call of this task starts from."""
+        options = {key: value for key, value in self._get_exec_options().items() if value is not None}
+        if self.ignore_result is not None:
+            options["ignore_result"] = self.ignore_result
+        return options
+
+    def apply_async(
+        self, args: Any = None, kwargs: Any = None, task_id: str | None = None, **options: Any
+    ) -> Any:
+        """Celery's synchronous publish. It blocks: in a coroutine, use ``await task.enqueue(…)``."""
+        if self.typing and options.get("serializer") != "pickle":
+            args, kwargs = self.schema.dump(tuple(args or ()), dict(kwargs or {}))
+        return super().apply_async(args, kwargs, task_id, **options)
+
+    def signature_from_request(self, request: Any = None, *args: Any, **kwargs: Any) -> Signature:
+        """Celery's; inside a worker of ours the signature waits for the worker to publish it.
+
+        ``Task.retry`` publishes what this returns, and it does so synchronously, which must not happen on the loop.
+        """
+        signature = super().signature_from_request(request, *args, **kwargs)
+        execution = current_execution()
+        if execution is not None and execution.task is self:
+            signature.apply_async = lambda *_, **__: execution.hold_retry(signature)
+        return signature
+
+    def update_state(
+        self, task_id: str | None = None, state: str | None = None, meta: Any = None, **kwargs: Any
+    ) -> None:
+        """Set the state of the running task, or of another. Inside a worker of ours it never waits."""
+        execution = current_execution()
+        if execution is not None and task_id in (None, execution.id) and state is not None:
+            execution.set_state(state, meta)
+        else:
+            super().update_state(task_id, state, meta, **kwargs)
+
+    def progress(self, current: float, total: float | None = None, note: str = "") -> None:
+        """Record how far the running task is, in its own unit. Never waits; outside a worker it does nothing."""
+        execution = current_execution()
+        if execution is not None:
+            execution.progress(current, total, note)
+
+    def emit(self, value: Any) -> None:
+        """Send a JSON-able value to who follows the task's events. Never waits; outside a worker it does nothing."""
+        execution = current_execution()
+        if execution is not None:
+            execution.emit(value)
+
+
+class TaskDecorator(Protocol):
+    """``@celery.task(…)``: takes a function, and keeps its parameters and its result type."""
+
+    @overload
+    def __call__(self, function: Callable[P, Coroutine[Any, Any, R]], /) -> Task[P, R]: ...
+    @overload
+    def __call__(self, function: Callable[P, AsyncGenerator[Any, Any]], /) -> Task[P, None]: ...
+    @overload
+    def __call__(self, function: Callable[P, AsyncIterator[Any]], /) -> Task[P, None]: ...
+    @overload
+    def __call__(self, function: Callable[P, R], /) -> Task[P, R]: ...
+
+
+class BoundTaskDecorator(Protocol):
+    """``@celery.task(bind=True, …)``: the first parameter is the task itself, and no part of the call."""
+
+    @overload
+    def __call__(self, function: Callable[Concatenate[Any, P], Coroutine[Any, Any, R]], /) -> Task[P, R]: ...
+    @overload
+    def __call__(
+        self, function: Callable[Concatenate[Any, P], AsyncGenerator[Any, Any]], /
+    ) -> Task[P, None]: ...
+    @overload
+    def __call__(self, function: Callable[Concatenate[Any, P], AsyncIterator[Any]], /) -> Task[P, None]: ...
+    @overload
+    def __call__(self, function: Callable[Concatenate[Any, P], R], /) -> Task[P, R]: ...

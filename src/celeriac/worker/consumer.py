@@ -1,0 +1,81 @@
+"""Celery's ``worker_consumer``: what ``celery worker`` starts after its banner."""
+
+from __future__ import annotations
+
+import asyncio
+from typing import Any
+
+from celery.bootsteps import CLOSE, RUN, TERMINATE
+from celery.exceptions import WorkerShutdown, WorkerTerminate
+from celery.utils.log import get_logger
+from celery.worker.consumer import Consumer as CeleryConsumer
+
+from celeriac.errors import BrokerUnavailable, CeleriacError
+from celeriac.worker.facade import ConsumerFacade
+from celeriac.worker.pool import TaskPool
+from celeriac.worker.service import Service
+
+__all__ = ["Consumer", "create_consumer"]
+
+logger = get_logger(__name__)
+
+
+def create_consumer(*args: Any, **options: Any) -> Any:
+    """The consumer for the pool that was chosen: ours, and Celery's own for Celery's pools (``-P processes``)."""
+    if isinstance(options.get("pool"), TaskPool):
+        return Consumer(*args, **options)
+    return CeleryConsumer(*args, **options)
+
+
+class Consumer(ConsumerFacade):
+    """Runs the worker's service on an event loop of its own; remote control sees it as ``state.consumer``."""
+
+    def __init__(
+        self,
+        _on_task_request: Any,
+        init_callback: Any = None,
+        hostname: str | None = None,
+        app: Any = None,
+        controller: Any = None,
+        initial_prefetch_count: int = 0,
+        **_options: Any,
+    ) -> None:
+        self._init_callback = init_callback
+        self.service = Service(app, controller, self, self)
+        super().__init__(
+            app=app,
+            hostname=hostname or controller.hostname,
+            controller=controller,
+            actions=self.service,
+            initial_prefetch_count=initial_prefetch_count,
+        )
+
+    def start(self) -> None:
+        """Work until told to stop. Raises WorkerShutdown or WorkerTerminate, by which Celery's worker ends."""
+        try:
+            exitcode = asyncio.run(self.service.run(listen_to_signals=True))
+        except (BrokerUnavailable, CeleriacError) as exc:
+            logger.critical("The worker stops: %s", exc)
+            raise WorkerShutdown(1) from None
+        if self.service.shutdown.cold.is_set():
+            raise WorkerTerminate(exitcode)
+        raise WorkerShutdown(exitcode)
+
+    def on_ready(self) -> None:
+        """The service consumes: Celery says "ready" and sends ``worker_ready``."""
+        self.blueprint.state = RUN
+        if self._init_callback is not None:
+            self._init_callback(self)
+
+    def close(self) -> None:
+        """Celery's worker begins to close; the service has its own signals."""
+        self.blueprint.state = CLOSE
+
+    def stop(self) -> None:
+        """Celery's worker has stopped."""
+        self.blueprint.state = TERMINATE
+
+    terminate = stop
+
+    def shutdown(self) -> None:
+        """Nothing is left to do: the loop has ended."""

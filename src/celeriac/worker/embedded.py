@@ -1,0 +1,37 @@
+"""A worker inside another program's event loop: for small deployments, and for tests."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from typing import Any
+
+from celeriac.worker.consumer import Consumer
+
+__all__ = ["run_embedded"]
+
+
+@asynccontextmanager
+async def run_embedded(app: Any, *, concurrency: int | None = None) -> AsyncIterator[None]:
+    """Work on this loop while the context lasts; on leaving, running tasks get the grace period to finish.
+
+    ``concurrency`` is the number of slots. Raises BrokerUnavailable when the broker cannot be opened.
+    """
+    controller = app.EmbeddedWorker(concurrency=concurrency or app.settings.concurrency)
+    consumer: Consumer = controller.consumer
+    ready = asyncio.Event()
+    consumer.on_ready = ready.set  # type: ignore[method-assign]
+    controller.pool.start()
+    serving = asyncio.create_task(consumer.service.run(listen_to_signals=False))
+    waiting = asyncio.create_task(ready.wait())
+    try:
+        await asyncio.wait((serving, waiting), return_when=asyncio.FIRST_COMPLETED)
+        if serving.done():
+            await serving
+        yield
+    finally:
+        waiting.cancel()
+        consumer.service.shutdown.request()
+        await serving
+        controller.pool.stop()

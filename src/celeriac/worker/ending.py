@@ -1,0 +1,102 @@
+"""How an attempt ended: what the function returned or raised, as a state and an outcome."""
+
+from __future__ import annotations
+
+import traceback as traceback_module
+from dataclasses import dataclass
+from typing import Any
+
+from celery import states
+from celery.exceptions import Ignore, Reject, Retry, TaskRevokedError, TimeLimitExceeded
+from pydantic_core import to_jsonable_python
+
+from celeriac.errors import CeleriacError, ContentDisallowed, MalformedMessage
+from celeriac.protocol.codec import dumps
+from celeriac.protocol.settlement import Outcome
+
+__all__ = ["Ending", "HandedBack", "LeaseLost", "ending_of", "exception_json"]
+
+
+class HandedBack(CeleriacError):
+    """The worker shuts down; the task goes back to its queue."""
+
+
+class LeaseLost(CeleriacError):
+    """The lease had ended; another worker has the task."""
+
+
+@dataclass(slots=True)
+class Ending:
+    """The end of one attempt. ``state`` is ``None`` when the record is to stay as it is."""
+
+    outcome: Outcome
+    state: str | None
+    value: Any = None
+    error: BaseException | None = None
+    reason: str = ""
+    result: str | None = None
+    traceback: str | None = None
+
+    @property
+    def succeeded(self) -> bool:
+        return self.outcome is Outcome.SUCCEEDED
+
+    @property
+    def failed(self) -> bool:
+        """Whether callbacks for failure are due."""
+        return bool(self.state == states.FAILURE)
+
+
+def ending_of(error: BaseException) -> Ending:
+    """The ending of an attempt that raised.
+
+    Celery's predicates come first: ``Retry``, ``Ignore`` and ``Reject`` are no failures
+    (https://docs.celeryq.dev/en/stable/userguide/tasks.html#semipredicates).
+    """
+    if isinstance(error, Retry):
+        return _with_error(Outcome.RETRIED, states.RETRY, error, error.exc or error)
+    if isinstance(error, Ignore):
+        return Ending(Outcome.IGNORED, None, error=error)
+    if isinstance(error, Reject):
+        outcome = Outcome.REJECTED_REQUEUE if error.requeue else Outcome.REJECTED
+        return Ending(outcome, None, error=error, reason=f"rejected by the task: {error.reason or ''}")
+    if isinstance(error, HandedBack):
+        return Ending(Outcome.HANDED_BACK, None, error=error)
+    if isinstance(error, TaskRevokedError):
+        return _with_error(Outcome.REVOKED, states.REVOKED, error, error)
+    if isinstance(error, (MalformedMessage, ContentDisallowed)):
+        return _with_error(Outcome.MALFORMED, states.FAILURE, error, error)
+    outcome = Outcome.TIMED_OUT if isinstance(error, TimeLimitExceeded) else Outcome.FAILED
+    return _with_error(outcome, states.FAILURE, error, error)
+
+
+def _with_error(outcome: Outcome, state: str, error: BaseException, recorded: BaseException) -> Ending:
+    return Ending(
+        outcome,
+        state,
+        error=error,
+        reason=f"{type(recorded).__name__}: {recorded}",
+        result=exception_json(recorded),
+        traceback=_traceback_of(recorded) if state != states.REVOKED else None,
+    )
+
+
+def exception_json(error: BaseException) -> str:
+    """An exception as Celery's JSON results have it (``Backend.prepare_exception``)."""
+    if isinstance(error, TaskRevokedError) and not error.args:
+        error = TaskRevokedError("revoked")
+    return dumps(
+        {
+            "exc_type": type(error).__qualname__,
+            "exc_message": to_jsonable_python(list(error.args), fallback=repr, serialize_unknown=True),
+            "exc_module": type(error).__module__,
+        }
+    )
+
+
+def _traceback_of(error: BaseException) -> str:
+    """The traceback as text, without the worker's own frames on top."""
+    trace = error.__traceback__
+    while trace is not None and trace.tb_frame.f_globals.get("__name__", "").startswith("celeriac.worker."):
+        trace = trace.tb_next
+    return "".join(traceback_module.format_exception(type(error), error, trace))

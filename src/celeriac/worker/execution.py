@@ -1,0 +1,205 @@
+"""One attempt at one task, from its delivery to its settlement."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import time
+from collections.abc import Mapping
+from typing import Any
+
+from celery.canvas import Signature
+from pydantic_core import to_jsonable_python
+
+from celeriac.brokers.base import Delivery
+from celeriac.compat import TaskRequest
+from celeriac.protocol.codec import dumps
+from celeriac.protocol.message import TaskMessage
+from celeriac.stores.records import EventDraft, Transition
+from celeriac.worker.records import RecordWriter
+
+__all__ = ["Execution"]
+
+
+class Execution:
+    """What the steps of the executor pass on, and what a running task talks to.
+
+    ``task`` is ``None`` for a task that this worker does not know. ``stop`` is the exception that says why the task
+    must not go on; whoever sets it also interrupts the function.
+    """
+
+    __slots__ = (
+        "__weakref__",
+        "acknowledged",
+        "delivery",
+        "held_retries",
+        "interrupt",
+        "message",
+        "records",
+        "request",
+        "runner",
+        "started_at",
+        "stop",
+        "task",
+        "time_start",
+    )
+
+    def __init__(
+        self, delivery: Delivery, message: TaskMessage, task: Any, hostname: str, records: RecordWriter
+    ) -> None:
+        self.delivery = delivery
+        self.message = message
+        self.task = task
+        self.records = records
+        self.request = TaskRequest(request_values(message, delivery, hostname))
+        self.request.__dict__["execution"] = self
+        self.runner: asyncio.Task[None] | None = None
+        self.interrupt: Any = None
+        self.stop: BaseException | None = None
+        self.acknowledged = False
+        self.started_at: float | None = None
+        self.time_start: float | None = None
+        self.held_retries: list[Signature] = []
+
+    @property
+    def id(self) -> str:
+        return self.message.id
+
+    @property
+    def name(self) -> str:
+        """The task's name; in logs and events ``shadow`` wins over it."""
+        return self.message.task
+
+    @property
+    def ignores_result(self) -> bool:
+        """Whether the result is not to be kept; the call wins over the task."""
+        asked = self.message.ignore_result
+        return bool(self.task.ignore_result if asked is None and self.task is not None else asked)
+
+    @property
+    def stores_errors(self) -> bool:
+        """Whether an error is kept although the result is not."""
+        return self.task is not None and bool(self.task.store_errors_even_if_ignored)
+
+    # -- what remote control shows -------------------------------------------------------------------------------
+
+    @property
+    def type(self) -> str:
+        return self.message.task
+
+    @property
+    def args(self) -> Any:
+        return self.message.args
+
+    @property
+    def kwargs(self) -> Any:
+        return self.message.kwargs
+
+    @property
+    def argsrepr(self) -> str:
+        return self.message.argsrepr or repr(self.message.args)
+
+    @property
+    def kwargsrepr(self) -> str:
+        return self.message.kwargsrepr or repr(self.message.kwargs)
+
+    @property
+    def hostname(self) -> str:
+        return str(self.request.hostname)
+
+    @property
+    def worker_pid(self) -> int:
+        return os.getpid()
+
+    @property
+    def stamps(self) -> Mapping[str, Any]:
+        return self.message.stamps or {}
+
+    @property
+    def started(self) -> bool:
+        return self.started_at is not None
+
+    @property
+    def delivery_info(self) -> Mapping[str, Any]:
+        return self.request.delivery_info or {}
+
+    # -- its course ----------------------------------------------------------------------------------------------
+
+    def begin(self) -> None:
+        """The function is about to be called."""
+        self.started_at = time.monotonic()
+        self.time_start = time.time()
+
+    @property
+    def runtime(self) -> float:
+        """Seconds since the function was called."""
+        return 0.0 if self.started_at is None else time.monotonic() - self.started_at
+
+    def halt(self, reason: BaseException) -> None:
+        """Stop the function, if it runs; the first reason counts."""
+        if self.interrupt is not None and self.stop is None:
+            self.stop = reason
+            self.interrupt(reason)
+
+    # -- what a running task may do, on the loop or in a thread --------------------------------------------------
+
+    def progress(self, current: float, total: float | None, note: str) -> None:
+        """See ``Task.progress``."""
+        self._emit("progress", {"current": current, "total": total, "note": note})
+
+    def emit(self, value: Any) -> None:
+        """See ``Task.emit``."""
+        self._emit("value", value)
+
+    def _emit(self, kind: Any, value: Any) -> None:
+        data = dumps(to_jsonable_python(value))
+        self.records.add(EventDraft(self.id, kind, data, time.time()))
+
+    def set_state(self, state: str, meta: Any) -> None:
+        """See ``Task.update_state``."""
+        result = None if meta is None else dumps(to_jsonable_python(meta))
+        self.records.add(self.transition(state, result=result))
+
+    def hold_retry(self, signature: Signature) -> None:
+        """``self.retry()`` was called; the executor publishes it when the function has ended."""
+        self.held_retries.append(signature)
+
+    def transition(self, state: str, **values: Any) -> Transition:
+        """A step of this task's record, made now by this worker."""
+        return Transition(
+            task_id=self.id,
+            state=state,
+            at=time.time(),
+            name=self.name,
+            queue=self.delivery.queue,
+            retries=self.message.retries,
+            worker=self.request.hostname,
+            **values,
+        )
+
+
+def request_values(message: TaskMessage, delivery: Delivery, hostname: str) -> dict[str, Any]:
+    """What Celery's worker puts into ``task.request`` (``celery.worker.request.Request``, and the tracer)."""
+    properties = message.properties
+    info = properties.get("delivery_info") or {}
+    return {
+        **message.headers,
+        **message.embed,
+        "args": message.args,
+        "kwargs": message.kwargs,
+        "time_limit": message.time_limit,
+        "soft_time_limit": message.soft_time_limit,
+        "properties": properties,
+        "reply_to": properties.get("reply_to"),
+        "correlation_id": properties.get("correlation_id"),
+        "hostname": hostname,
+        "delivery_info": {
+            "exchange": info.get("exchange"),
+            "routing_key": info.get("routing_key") or delivery.queue,
+            "priority": properties.get("priority"),
+            "redelivered": delivery.deliveries > 1,
+        },
+        "called_directly": False,
+        "is_eager": False,
+        "message_headers": message.headers,
+    }

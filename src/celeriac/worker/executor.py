@@ -1,0 +1,170 @@
+"""Runs one delivery through named steps, from check to settlement.
+
+``protocol.settlement`` alone decides what becomes of the message; the order of the last steps is what keeps tasks
+safe: successors, then result, then settlement. A crash between two of them repeats the attempt, and loses nothing.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Mapping
+from concurrent.futures import Executor as ThreadExecutor
+from typing import Any
+
+from celery import states
+
+from celeriac.brokers.base import Settlement
+from celeriac.calls import CallBuilder
+from celeriac.compat import enter_execution, pop_task, push_task, trailed_children
+from celeriac.protocol.codec import dumps
+from celeriac.protocol.settlement import Action, Outcome, decide
+from celeriac.worker.ending import Ending, LeaseLost, ending_of
+from celeriac.worker.execution import Execution
+from celeriac.worker.invoke import invoke
+from celeriac.worker.profile import TaskProfile
+from celeriac.worker.refusal import refusal_of
+from celeriac.worker.reporter import Reporter
+from celeriac.worker.settler import Settler
+from celeriac.worker.successors import after_failure, after_result, before_result
+
+__all__ = ["Executor"]
+
+
+class Executor:
+    """Executes deliveries. ``on_idle`` is called when a task's function has ended and its slot is free."""
+
+    def __init__(
+        self,
+        *,
+        profiles: Mapping[str, TaskProfile],
+        calls: CallBuilder,
+        settler: Settler,
+        reporter: Reporter,
+        threads: ThreadExecutor,
+        delivery_limit: int,
+        unknown_task_grace: float,
+    ) -> None:
+        self._profiles = dict(profiles)
+        self._calls = calls
+        self._settler = settler
+        self._reporter = reporter
+        self._threads = threads
+        self._delivery_limit = delivery_limit
+        self._unknown_task_grace = unknown_task_grace
+
+    async def execute(self, execution: Execution, *, revoked: bool, done: bool) -> None:
+        """Run an attempt to its settlement.
+
+        ``revoked`` says that it was cancelled, ``done`` that an earlier delivery of the same message has ended it.
+        """
+        enter_execution(execution)
+        if done:
+            await self._settle(execution, Ending(Outcome.SUCCEEDED, None))
+            return
+        ending = refusal_of(execution, revoked=revoked, delivery_limit=self._delivery_limit)
+        if ending is None:
+            profile = self._profiles[execution.name]
+            push_task(execution.task)
+            execution.task.request_stack.push(execution.request)
+            try:
+                ending = await self._attempt(execution, profile)
+                if isinstance(ending.error, LeaseLost):
+                    self._reporter.ended(execution, ending)
+                    return
+                await self._conclude(execution, profile, ending)
+            finally:
+                execution.task.request_stack.pop()
+                pop_task()
+        else:
+            await self._record(execution, ending)
+            if execution.task is not None and ending.state is not None:
+                await after_failure(execution, ending)
+        await self._settle(execution, ending)
+        self._reporter.ended(execution, ending)
+
+    def refresh(self, profile: TaskProfile) -> None:
+        """A task's settings have changed."""
+        self._profiles[profile.task.name] = profile
+
+    async def _attempt(self, execution: Execution, profile: TaskProfile) -> Ending:
+        """Start, and call the function."""
+        if not profile.acks.acks_late:
+            # Before the start, as the setting promises: a crash from here on loses the task, and never runs it twice.
+            await self._acknowledge(execution)
+        execution.begin()
+        try:
+            await self._reporter.starting(execution, profile)
+            value = await invoke(execution, profile, self._threads)
+        except BaseException as exc:  # noqa: BLE001 - every way to end is told apart by ending_of
+            return ending_of(exc)
+        return Ending(Outcome.SUCCEEDED, states.SUCCESS, value=value)
+
+    async def _conclude(self, execution: Execution, profile: TaskProfile, ending: Ending) -> None:
+        """Publish what follows, and store the result."""
+        if ending.succeeded:
+            try:
+                ending.result = self._encode(execution, profile, ending.value)
+                await before_result(execution, ending.value)
+            except Exception as exc:  # noqa: BLE001 - recorded as the task's failure
+                ending_error = ending_of(exc)
+                ending.outcome, ending.state, ending.error = ending_error.outcome, ending_error.state, exc
+                ending.result, ending.traceback = ending_error.result, ending_error.traceback
+        await self._record(execution, ending)
+        if ending.succeeded:
+            await after_result(execution, ending.value)
+        elif ending.failed or ending.state == states.REVOKED:
+            await after_failure(execution, ending)
+        await self._reporter.concluded(execution, profile, ending)
+
+    @staticmethod
+    def _encode(execution: Execution, profile: TaskProfile, value: Any) -> str | None:
+        if profile.schema is not None:
+            value = profile.schema.dump_result(value)
+        return None if execution.ignores_result else dumps(value)
+
+    async def _record(self, execution: Execution, ending: Ending) -> None:
+        if ending.state is None:
+            return
+        ignored = execution.ignores_result and not (ending.error and execution.stores_errors)
+        await execution.records.write(
+            execution.transition(
+                ending.state,
+                result=None if ignored else ending.result,
+                traceback=None if ignored else ending.traceback,
+                children=trailed_children(execution.request),
+            )
+        )
+
+    async def _acknowledge(self, execution: Execution) -> None:
+        await self._settler.settle(Settlement(execution.delivery.tag, Action.ACKNOWLEDGE))
+        execution.acknowledged = True
+
+    async def _settle(self, execution: Execution, ending: Ending) -> None:
+        profile = self._profiles.get(execution.name)
+        publications = tuple(
+            self._calls.build_retry(signature).publication for signature in execution.held_retries
+        )
+        if execution.acknowledged:
+            if publications:
+                await self._settler.publish(publications)
+            return
+        action = decide(ending.outcome, profile.acks if profile else None)
+        due = None
+        if ending.outcome is Outcome.UNKNOWN_TASK:
+            due = time.time() + self._parking_time(execution.delivery.deliveries)
+        await self._settler.settle(
+            Settlement(
+                execution.delivery.tag,
+                action,
+                due=due,
+                counted=ending.outcome is not Outcome.HANDED_BACK,
+                reason=ending.reason,
+                publications=publications,
+            )
+        )
+
+    def _parking_time(self, deliveries: int) -> float:
+        """Seconds until a message of an unknown task is offered again: doubling, and the grace period in all."""
+        rounds = max(1, self._delivery_limit - 1)
+        share: float = self._unknown_task_grace / (2**rounds - 1)
+        return share * 2.0 ** (min(deliveries, rounds) - 1)

@@ -1,0 +1,132 @@
+"""Takes a free slot, then a delivery: no more than can be started at once, so that idle workers get the rest."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Awaitable, Callable, Sequence
+
+from celery.utils.log import get_logger
+
+from celeriac.brokers.base import Broker, Delivery
+from celeriac.errors import BrokerUnavailable
+
+__all__ = ["Fetcher", "Slots"]
+
+logger = get_logger(__name__)
+
+#: Deliveries in one receive, at most.
+_BATCH = 256
+
+_BACKOFF = (0.05, 2.0)
+
+
+class Slots:
+    """How many deliveries the worker may hold: ``capacity``, which may change while it works."""
+
+    def __init__(self, capacity: int) -> None:
+        self.capacity = capacity
+        self._taken = 0
+        self._freed = asyncio.Event()
+
+    @property
+    def free(self) -> int:
+        return self.capacity - self._taken
+
+    def take(self, count: int) -> None:
+        """Take slots that are free."""
+        self._taken += count
+
+    def release(self) -> None:
+        """Give one slot back."""
+        self._taken -= 1
+        self._freed.set()
+
+    def resize(self, capacity: int) -> None:
+        """Change the capacity; what is taken stays taken."""
+        self.capacity = max(1, capacity)
+        self._freed.set()
+
+    async def wait_free(self) -> None:
+        """Return when at least one slot is free."""
+        while self.free <= 0:
+            self._freed.clear()
+            await self._freed.wait()
+
+
+class Fetcher:
+    """Receives deliveries of ``queues`` for free slots and hands them to ``start``, batch by batch."""
+
+    def __init__(
+        self,
+        broker: Broker,
+        queues: Callable[[], Sequence[str]],
+        slots: Slots,
+        start: Callable[[Sequence[Delivery]], Awaitable[None]],
+    ) -> None:
+        self._broker = broker
+        self._queues = queues
+        self._slots = slots
+        self._start = start
+        self._stopping = False
+        self._poked = asyncio.Event()
+        self._batches: set[asyncio.Future[None]] = set()
+
+    def stop(self) -> None:
+        """Receive no more. ``run`` returns when what was received has been started."""
+        self._stopping = True
+        self._poked.set()
+
+    def look_again(self) -> None:
+        """The queues have changed."""
+        self._poked.set()
+
+    async def run(self) -> None:
+        """Receive until stopped; through outages of the broker, too, unless they cannot pass by themselves."""
+        delay, longest = _BACKOFF
+        while not self._stopping:
+            try:
+                await self._receive()
+                delay = _BACKOFF[0]
+            except BrokerUnavailable as exc:
+                if exc.permanent:
+                    raise
+                logger.error("Cannot receive, trying again in %.2f s: %s", delay, exc)
+                await self._unless_poked(asyncio.sleep(delay))
+                delay = min(delay * 2, longest)
+        if self._batches:
+            await asyncio.wait(self._batches)
+
+    async def _receive(self) -> None:
+        if self._slots.free <= 0:
+            await self._unless_poked(self._slots.wait_free())
+        queues = self._queues()
+        free = min(self._slots.free, _BATCH)
+        if self._stopping or free <= 0:
+            return
+        if not queues:
+            await self._unless_poked(asyncio.sleep(1))
+            return
+        # Never cancelled: what a cancelled receive has taken would be lost until its lease ends.
+        received = await self._broker.receive(queues, free)
+        if received.deliveries:
+            self._slots.take(len(received.deliveries))
+            batch = asyncio.ensure_future(self._start(received.deliveries))
+            self._batches.add(batch)
+            batch.add_done_callback(self._batches.discard)
+            # Let the batch start, so that its slots are counted and the loop is not ours alone.
+            await asyncio.sleep(0)
+        else:
+            await self._unless_poked(self._broker.wait(queues))
+
+    async def _unless_poked(self, waiting: Awaitable[object]) -> None:
+        poke = asyncio.ensure_future(self._poked.wait())
+        work = asyncio.ensure_future(waiting)
+        try:
+            await asyncio.wait((poke, work), return_when=asyncio.FIRST_COMPLETED)
+            if work.done():
+                work.result()
+        finally:
+            poke.cancel()
+            work.cancel()
+            if not self._stopping:
+                self._poked.clear()

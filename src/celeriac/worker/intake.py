@@ -1,0 +1,118 @@
+"""From deliveries to executions: decode, find the task, and ask the store once for the whole batch what it knows."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import Sequence
+from typing import Any
+
+from celery import states
+from celery.utils.log import get_logger
+from celery.worker import state as worker_state
+from kombu.serialization import prepare_accept_content
+
+from celeriac.brokers.base import Delivery, Settlement
+from celeriac.errors import MalformedMessage, StoreUnavailable
+from celeriac.protocol import envelope
+from celeriac.protocol.message import Message, TaskMessage
+from celeriac.protocol.settlement import Action
+from celeriac.stores.base import Store
+from celeriac.stores.records import Transition
+from celeriac.worker.ending import exception_json
+from celeriac.worker.execution import Execution
+from celeriac.worker.records import RecordWriter
+from celeriac.worker.reporter import Reporter
+from celeriac.worker.settler import Settler
+
+__all__ = ["Admitted", "Intake"]
+
+logger = get_logger(__name__)
+
+#: An execution, whether it was cancelled, and whether an earlier delivery of its message has ended it already.
+Admitted = tuple[Execution, bool, bool]
+
+
+class Intake:
+    """Admits deliveries, and dead-letters what is no task message."""
+
+    def __init__(
+        self,
+        app: Any,
+        hostname: str,
+        store: Store,
+        *,
+        records: RecordWriter,
+        settler: Settler,
+        reporter: Reporter,
+    ) -> None:
+        self._tasks = app.tasks
+        self._accept = frozenset(prepare_accept_content(app.conf.accept_content))
+        self._hostname = hostname
+        self._store = store
+        self._records = records
+        self._settler = settler
+        self._reporter = reporter
+
+    async def admit(self, deliveries: Sequence[Delivery]) -> Sequence[Admitted]:
+        """The executions of a batch. What is malformed is dead-lettered here, and hurts nobody else."""
+        executions = []
+        for delivery in deliveries:
+            try:
+                executions.append(self._decode(delivery))
+            except MalformedMessage as exc:
+                await self._refuse(delivery, exc)
+        if not executions:
+            return []
+        revoked, done = await self._marks(executions)
+        for execution in executions:
+            self._reporter.received(execution)
+        return [
+            (execution, execution.id in revoked or execution.id in worker_state.revoked, execution.id in done)
+            for execution in executions
+        ]
+
+    def _decode(self, delivery: Delivery) -> Execution:
+        carried = delivery.envelope
+        message = carried if isinstance(carried, Message) else envelope.decode(carried)
+        task_message = TaskMessage.from_message(message, self._accept)
+        task = self._tasks.get(task_message.task)
+        return Execution(delivery, task_message, task, self._hostname, self._records)
+
+    async def _refuse(self, delivery: Delivery, error: MalformedMessage) -> None:
+        logger.error("Message dead-lettered from queue %r: %s", delivery.queue, error)
+        if error.task_id:
+            await self._records.write(
+                Transition(
+                    task_id=error.task_id,
+                    state=states.FAILURE,
+                    at=time.time(),
+                    name=error.task,
+                    queue=delivery.queue,
+                    worker=self._hostname,
+                    result=exception_json(error),
+                )
+            )
+        await self._settler.settle(Settlement(delivery.tag, Action.DEAD_LETTER, reason=str(error)))
+
+    async def _marks(self, executions: Sequence[Execution]) -> tuple[set[str], set[str]]:
+        """Which were cancelled, and which have ended before their message could be settled."""
+        ids = [execution.id for execution in executions]
+        again = {execution.id: execution for execution in executions if execution.delivery.deliveries > 1}
+        while True:
+            try:
+                cancelled = set(await self._store.cancelled(ids))
+                records = await self._store.get(list(again)) if again else {}
+                break
+            except StoreUnavailable as exc:
+                # Without the marks a cancelled task would run; without the store its result would be lost anyway.
+                logger.error("Cannot ask the store for marks, trying again in 1 s: %s", exc)
+                await asyncio.sleep(1)
+        done = {
+            task_id
+            for task_id, record in records.items()
+            if record.ready
+            and record.state != states.REVOKED
+            and record.retries >= again[task_id].message.retries
+        }
+        return cancelled, done

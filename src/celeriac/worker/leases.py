@@ -1,0 +1,103 @@
+"""Keeps the leases of what this worker holds, from a thread of its own.
+
+A task that blocks the event loop must not lose its lease: nobody would be faster, and it would run twice. So the
+keeper has its own loop and its own connection to the broker.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import threading
+import time
+from collections.abc import Callable, Collection
+
+from celery.utils.log import get_logger
+
+from celeriac.brokers.base import Broker
+from celeriac.errors import BrokerUnavailable
+
+__all__ = ["LeaseKeeper"]
+
+logger = get_logger(__name__)
+
+
+class LeaseKeeper:
+    """Renews every held delivery each third of a lease.
+
+    ``on_lost`` is called on the worker's loop with the tags whose lease had ended all the same.
+    """
+
+    def __init__(
+        self, make_broker: Callable[[], Broker], lease: float, on_lost: Callable[[Collection[str]], None]
+    ) -> None:
+        self._make_broker = make_broker
+        self._interval = lease / 3
+        self._on_lost = on_lost
+        self._held: dict[str, float] = {}  # tag → when its lease began, monotonic
+        self._loop = asyncio.get_running_loop()
+        self._own_loop: asyncio.AbstractEventLoop | None = None
+        self._stopping: asyncio.Event | None = None
+        self._ready = threading.Event()
+        self._thread = threading.Thread(target=self._main, name="celeriac-leases", daemon=True)
+
+    def start(self) -> None:
+        """Begin."""
+        self._thread.start()
+
+    async def stop(self) -> None:
+        """End; what is still held comes back when its lease ends."""
+        await self._loop.run_in_executor(None, self._ready.wait)
+        if self._own_loop is not None and self._stopping is not None:
+            with contextlib.suppress(RuntimeError):
+                self._own_loop.call_soon_threadsafe(self._stopping.set)
+        await self._loop.run_in_executor(None, self._thread.join)
+
+    def hold(self, tag: str) -> None:
+        """A delivery was received just now."""
+        self._held[tag] = time.monotonic()
+
+    def release(self, tag: str) -> None:
+        """A delivery was settled."""
+        self._held.pop(tag, None)
+
+    def _main(self) -> None:
+        asyncio.run(self._keep())
+
+    async def _keep(self) -> None:
+        self._own_loop, self._stopping = asyncio.get_running_loop(), asyncio.Event()
+        self._ready.set()
+        broker = self._make_broker()
+        opened = False
+        try:
+            while not self._stopping.is_set():
+                with contextlib.suppress(TimeoutError):
+                    await asyncio.wait_for(self._stopping.wait(), self._interval / 4)
+                if due := self._due():
+                    try:
+                        if not opened:
+                            await broker.open()
+                            opened = True
+                        await self._renew(broker, due)
+                    except BrokerUnavailable as exc:
+                        logger.error("The leases of %d deliveries were not renewed: %s", len(due), exc)
+        finally:
+            if opened:
+                await broker.close()
+
+    def _due(self) -> list[str]:
+        before = time.monotonic() - self._interval
+        # list(): one step of the interpreter, while the worker's loop adds and removes.
+        return [tag for tag, since in list(self._held.items()) if since < before]
+
+    async def _renew(self, broker: Broker, tags: list[str]) -> None:
+        now = time.monotonic()
+        void = set(await broker.renew(tags))
+        for tag in tags:
+            if tag in self._held:
+                self._held[tag] = now
+        # Settled meanwhile: void because it is done, not because it is lost.
+        lost = {tag for tag in void if self._held.pop(tag, None) is not None}
+        if lost:
+            with contextlib.suppress(RuntimeError):
+                self._loop.call_soon_threadsafe(self._on_lost, lost)

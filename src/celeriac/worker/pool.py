@@ -1,0 +1,57 @@
+"""The pool that ``celery worker`` builds: slots on the event loop, and threads for ``def`` tasks."""
+
+from __future__ import annotations
+
+import threading
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any
+
+from celery import signals
+from celery.concurrency.base import BasePool
+
+__all__ = ["TaskPool"]
+
+#: Threads for ``def`` tasks where nothing else is said.
+_MOST_THREADS = 64
+
+
+class TaskPool(BasePool):  # type: ignore[misc]
+    """Named by the setting ``worker_pool``. It runs nothing itself: the consumer's event loop does."""
+
+    signal_safe = True
+
+    def __init__(self, limit: int | None = None, *args: Any, **options: Any) -> None:
+        super().__init__(limit, *args, **options)
+        self.limit: int = limit or _MOST_THREADS
+        configured = self.app.settings.threads if hasattr(self.app, "settings") else None
+        self.threads = ThreadPoolExecutor(
+            max_workers=configured or min(self.limit, _MOST_THREADS),
+            thread_name_prefix="celeriac-task",
+        )
+
+    def on_start(self) -> None:
+        signals.worker_process_init.send(sender=None)
+
+    def on_stop(self) -> None:
+        self.threads.shutdown(wait=False, cancel_futures=True)
+        signals.worker_process_shutdown.send(sender=None, pid=None, exitcode=0)
+
+    on_terminate = on_stop
+
+    @property
+    def busy_threads(self) -> bool:
+        """Whether a ``def`` task still runs that nobody waits for any more; such a thread would keep the process."""
+        return any(
+            thread.name.startswith("celeriac-task") and thread.is_alive() for thread in threading.enumerate()
+        )
+
+    def grow(self, n: int = 1) -> None:
+        """Add slots."""
+        self.limit += n
+
+    def shrink(self, n: int = 1) -> None:
+        """Take slots away."""
+        self.limit = max(1, self.limit - n)
+
+    def _get_info(self) -> dict[str, Any]:
+        return {**super()._get_info(), "threads": self.threads._max_workers, "processes": [], "timeouts": ()}

@@ -1,0 +1,90 @@
+"""What the executor has to know of a task type, worked out once."""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Callable
+from enum import Enum
+from typing import Any
+
+from celeriac.arguments import ArgumentSchema
+from celeriac.compat import has_custom
+from celeriac.context import context_parameters
+from celeriac.protocol.settlement import AckSettings
+from celeriac.task import Task
+
+__all__ = ["Kind", "TaskProfile"]
+
+
+class Kind(Enum):
+    """How a task's function is run."""
+
+    COROUTINE = "on the event loop"
+    GENERATOR = "on the event loop, emitting what it yields"
+    FUNCTION = "in a thread"
+
+
+class TaskProfile:
+    """A task type as its worker sees it."""
+
+    __slots__ = (
+        "acks",
+        "after_return",
+        "autoretry",
+        "before_start",
+        "call",
+        "context",
+        "kind",
+        "on_failure",
+        "on_retry",
+        "on_success",
+        "schema",
+        "soft_time_limit",
+        "task",
+        "time_limit",
+        "track_started",
+    )
+
+    def __init__(self, task: Any, *, validate: bool) -> None:
+        self.task = task
+        function = task.function if isinstance(task, Task) else inspect.unwrap(task.run)
+        self.kind = _kind_of(function)
+        self.autoretry = self.kind is not Kind.FUNCTION and hasattr(task, "_orig_run")
+        self.call = _callable_of(task, self.autoretry)
+        self.schema: ArgumentSchema | None = None
+        if isinstance(task, Task) and task.typing and validate:
+            self.schema = task.schema
+        self.context = context_parameters(function)
+        self.acks = AckSettings(
+            acks_late=bool(task.acks_late),
+            acks_on_failure=bool(task.acks_on_failure),
+            acks_on_timeout=bool(task.acks_on_timeout),
+            reject_on_worker_lost=bool(task.reject_on_worker_lost),
+        )
+        self.track_started = bool(task.track_started)
+        self.time_limit: float | None = task.time_limit
+        self.soft_time_limit: float | None = task.soft_time_limit
+        self.before_start = _handler(task, "before_start")
+        self.on_success = _handler(task, "on_success")
+        self.on_failure = _handler(task, "on_failure")
+        self.on_retry = _handler(task, "on_retry")
+        self.after_return = _handler(task, "after_return")
+
+
+def _kind_of(function: Callable[..., Any]) -> Kind:
+    if inspect.isasyncgenfunction(function):
+        return Kind.GENERATOR
+    if inspect.iscoroutinefunction(function):
+        return Kind.COROUTINE
+    return Kind.FUNCTION
+
+
+def _callable_of(task: Any, autoretry: bool) -> Callable[..., Any]:
+    if has_custom(task, "__call__"):
+        return task  # type: ignore[no-any-return]
+    # Celery's autoretry wraps ``run`` in a function that cannot see what a coroutine raises; the invoker does it.
+    return task._orig_run if autoretry else task.run  # type: ignore[no-any-return]
+
+
+def _handler(task: Any, name: str) -> Callable[..., Any] | None:
+    return getattr(task, name) if has_custom(task, name) else None

@@ -1,0 +1,40 @@
+"""Why a delivery is not executed: exhausted, unknown, revoked, expired."""
+
+from __future__ import annotations
+
+from datetime import UTC, datetime
+
+from celery import states
+from celery.exceptions import NotRegistered, TaskRevokedError, WorkerLostError
+
+from celeriac.protocol.settlement import Outcome
+from celeriac.worker.ending import Ending, exception_json
+from celeriac.worker.execution import Execution
+
+__all__ = ["refusal_of"]
+
+
+def refusal_of(execution: Execution, *, revoked: bool, delivery_limit: int) -> Ending | None:
+    """The ending of a delivery that must not run, or ``None``.
+
+    ``delivery_limit`` is how many deliveries without an outcome a message gets.
+    """
+    if revoked:
+        return _ended(Outcome.REVOKED, states.REVOKED, TaskRevokedError("revoked"))
+    if execution.message.expires is not None and execution.message.expires <= datetime.now(UTC):
+        return _ended(Outcome.EXPIRED, states.REVOKED, TaskRevokedError("expired"))
+    if execution.task is None:
+        unknown = NotRegistered(execution.name)
+        if execution.delivery.deliveries < delivery_limit:
+            return Ending(
+                Outcome.UNKNOWN_TASK, None, error=unknown, reason=f"unknown task {execution.name!r}"
+            )
+        return _ended(Outcome.EXHAUSTED, states.FAILURE, unknown, f"unknown task {execution.name!r}")
+    if execution.delivery.deliveries > delivery_limit:
+        reason = f"delivered {delivery_limit} times without an outcome: it may have killed its workers"
+        return _ended(Outcome.EXHAUSTED, states.FAILURE, WorkerLostError(reason), reason)
+    return None
+
+
+def _ended(outcome: Outcome, state: str, error: BaseException, reason: str = "") -> Ending:
+    return Ending(outcome, state, error=error, reason=reason or str(error), result=exception_json(error))

@@ -1,0 +1,252 @@
+"""The worker on its event loop: what it is put together from, how it starts, and how it ends."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+from collections.abc import Collection, Iterable, Mapping, Sequence
+from typing import Any
+
+from celery.exceptions import TaskRevokedError
+from celery.utils.log import get_logger
+from celery.worker import state as worker_state
+
+from celeriac.brokers.base import Delivery
+from celeriac.connection import Connection
+from celeriac.errors import StoreUnavailable
+from celeriac.worker.control import ControlThread
+from celeriac.worker.ending import HandedBack, LeaseLost
+from celeriac.worker.execution import Execution
+from celeriac.worker.executor import Executor
+from celeriac.worker.facade import ConsumerFacade
+from celeriac.worker.fetcher import Fetcher, Slots
+from celeriac.worker.intake import Intake
+from celeriac.worker.leases import LeaseKeeper
+from celeriac.worker.profile import TaskProfile
+from celeriac.worker.records import RecordWriter
+from celeriac.worker.reporter import Reporter
+from celeriac.worker.settler import Settler
+from celeriac.worker.shutdown import Shutdown
+
+__all__ = ["Service"]
+
+logger = get_logger(__name__)
+
+#: Seconds for what is left to do when running tasks have been told to stop.
+_LAST_STEPS = 5.0
+
+
+class Service:
+    """One worker, for one run of its loop.
+
+    ``controller`` is Celery's ``WorkController`` with its pool; ``consumer`` is what Celery's signals name as sender.
+    """
+
+    def __init__(self, app: Any, controller: Any, consumer: Any, facade: ConsumerFacade) -> None:
+        self._app = app
+        self._controller = controller
+        self._consumer = consumer
+        self._facade = facade
+        self._pool = controller.pool
+        self._held: dict[str, Execution] = {}  # by delivery tag
+        self._runners: set[asyncio.Task[None]] = set()
+        self.shutdown = Shutdown(controller.hostname)
+
+    async def run(self, *, listen_to_signals: bool) -> int:
+        """Work until a shutdown is requested. Returns the exit code."""
+        async with self._app:
+            connection = await self._app._connections.here()
+            with self.shutdown.on_signals() if listen_to_signals else contextlib.nullcontext():
+                await self._serve(connection)
+        return int(self.shutdown.exitcode)
+
+    def _build(self, connection: Connection) -> None:
+        settings = self._app.settings
+        self._slots = Slots(self._pool.limit * max(1, self._controller.prefetch_multiplier))
+        self._leases = LeaseKeeper(self._app._connections.make_broker, connection.broker.lease, self._on_lost)
+        self._records = RecordWriter(connection.store)
+        self._settler = Settler(connection.broker, self._leases.release)
+        self._reporter = Reporter(self._consumer)
+        self._executor = Executor(
+            profiles={name: self._profile(task) for name, task in self._app.tasks.items()},
+            calls=connection.calls,
+            settler=self._settler,
+            reporter=self._reporter,
+            threads=self._pool.threads,
+            delivery_limit=settings.delivery_limit,
+            unknown_task_grace=settings.unknown_task_grace,
+        )
+        self._intake = Intake(
+            self._app,
+            self._controller.hostname,
+            connection.store,
+            records=self._records,
+            settler=self._settler,
+            reporter=self._reporter,
+        )
+        self._fetcher = Fetcher(connection.broker, self._queues, self._slots, self._start)
+        self._control = ControlThread(
+            self._facade,
+            app=self._app,
+            hostname=self._controller.hostname,
+            executions=self,
+            loop=asyncio.get_running_loop(),
+            enable_events=bool(self._controller.task_events),
+        )
+        control = self._control
+        self._reporter.send_event = lambda: control.send_event if control.events_enabled else None
+
+    def _profile(self, task: Any) -> TaskProfile:
+        return TaskProfile(task, validate=self._app.settings.validate_arguments)
+
+    async def _serve(self, connection: Connection) -> None:
+        self._build(connection)
+        self._leases.start()
+        self._control.start()
+        fetching = asyncio.create_task(self._fetcher.run())
+        background = [
+            asyncio.create_task(self._follow_cancellations(connection)),
+            asyncio.create_task(self._trim(connection)),
+            asyncio.create_task(self.shutdown.watch_celery()),
+        ]
+        requested = asyncio.create_task(self.shutdown.warm.wait())
+        try:
+            self._consumer.on_ready()
+            await asyncio.wait((fetching, requested), return_when=asyncio.FIRST_COMPLETED)
+            self._fetcher.stop()
+            await fetching
+        finally:
+            requested.cancel()
+            await self._finish()
+            for task in background:
+                task.cancel()
+            await asyncio.gather(*background, return_exceptions=True)
+            await self._leases.stop()
+            await asyncio.to_thread(self._control.stop)
+
+    # -- from delivery to execution ------------------------------------------------------------------------------
+
+    def _queues(self) -> Sequence[str]:
+        return list(self._app.amqp.queues.consume_from)
+
+    async def _start(self, deliveries: Sequence[Delivery]) -> None:
+        for delivery in deliveries:
+            self._leases.hold(delivery.tag)
+        admitted = await self._intake.admit(deliveries)
+        for _ in range(len(deliveries) - len(admitted)):
+            self._slots.release()
+        for execution, revoked, done in admitted:
+            self._held[execution.delivery.tag] = execution
+            runner = asyncio.create_task(self._execute(execution, revoked, done))
+            execution.runner = runner
+            self._runners.add(runner)
+            runner.add_done_callback(self._runners.discard)
+
+    async def _execute(self, execution: Execution, revoked: bool, done: bool) -> None:
+        try:
+            await self._executor.execute(execution, revoked=revoked, done=done)
+        except Exception:
+            # Not settled: the lease ends, and the message is delivered again, up to its limit.
+            logger.exception("Task %s[%s]: the worker failed", execution.name, execution.id)
+            self._leases.release(execution.delivery.tag)
+        finally:
+            self._held.pop(execution.delivery.tag, None)
+            self._slots.release()
+
+    # -- the way out ---------------------------------------------------------------------------------------------
+
+    async def _finish(self) -> None:
+        """Let running tasks finish within the grace period, then hand them back."""
+        if self._runners:
+            grace = self._app.settings.shutdown_grace
+            cold = asyncio.create_task(self.shutdown.cold.wait())
+            ending = asyncio.ensure_future(asyncio.wait(self._runners))
+            await asyncio.wait((cold, ending), timeout=grace, return_when=asyncio.FIRST_COMPLETED)
+            cold.cancel()
+            ending.cancel()
+        if self._runners:
+            logger.warning("Handing back %d tasks that are still running.", len(self._runners))
+            for execution in list(self._held.values()):
+                execution.halt(HandedBack())
+            await asyncio.wait(self._runners, timeout=_LAST_STEPS)
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(_LAST_STEPS):
+                await self._records.drain()
+                await self._settler.drain()
+
+    # -- what others tell the worker -----------------------------------------------------------------------------
+
+    async def _follow_cancellations(self, connection: Connection) -> None:
+        async with connection.store.cancellations() as feed:
+            while True:
+                try:
+                    cancelled = set(await feed.next())
+                except StoreUnavailable as exc:
+                    logger.error("Cannot hear of cancellations, trying again in 1 s: %s", exc)
+                    await asyncio.sleep(1)
+                    continue
+                self._halt(cancelled, TaskRevokedError("cancelled"))
+
+    def _halt(self, task_ids: Collection[str], reason: BaseException) -> None:
+        for execution in list(self._held.values()):
+            if execution.id in task_ids:
+                execution.halt(reason)
+
+    def _on_lost(self, tags: Collection[str]) -> None:
+        for tag in tags:
+            if execution := self._held.get(tag):
+                execution.halt(LeaseLost())
+
+    async def _trim(self, connection: Connection) -> None:
+        """Delete expired records, a little at a time."""
+        while True:
+            try:
+                removed = await connection.store.trim()
+            except StoreUnavailable:
+                removed = 0  # who writes records says it
+            await asyncio.sleep(1 if removed else 60)
+
+    # -- WorkerActions -------------------------------------------------------------------------------------------
+
+    def on_revoke(self, ids: Sequence[str], terminate: bool, signal: str | int | None) -> None:
+        """Celery's ``revoke``: what has not started will not; what runs is stopped with ``terminate`` alone."""
+        worker_state.revoked.update(ids)
+        if terminate:
+            self._halt(set(ids), TaskRevokedError(f"terminated by signal {signal or 'TERM'}"))
+
+    def on_add_queue(self, name: str) -> None:
+        self._fetcher.look_again()
+
+    def on_cancel_queue(self, name: str) -> None:
+        self._fetcher.look_again()
+
+    def on_shutdown(self) -> None:
+        self.shutdown.request()
+
+    def on_cancel_active(self) -> None:
+        self.shutdown.request_cold()
+
+    def on_pool_grow(self, n: int) -> None:
+        self._pool.grow(n)
+        self._slots.resize(self._pool.limit)
+
+    def on_pool_shrink(self, n: int) -> None:
+        self._pool.shrink(n)
+        self._slots.resize(self._pool.limit)
+
+    def on_rate_limit(self, task: str | None) -> None:
+        logger.warning("Rate limits are not enforced by this worker.")
+
+    def on_time_limit(self, task: str) -> None:
+        self._executor.refresh(self._profile(self._app.tasks[task]))
+
+    # -- ExecutionsView ------------------------------------------------------------------------------------------
+
+    def active_count(self) -> int:
+        return sum(execution.started for execution in list(self._held.values()))
+
+    def total_count(self) -> Mapping[str, int]:
+        return self._reporter.totals
+
+    def executions(self) -> Iterable[Execution]:
+        return list(self._held.values())

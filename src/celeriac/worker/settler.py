@@ -1,0 +1,60 @@
+"""Ends deliveries: many in one call to the broker, again and again until it has answered."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Awaitable, Callable, Sequence
+from typing import TypeVar
+
+from celery.utils.log import get_logger
+
+from celeriac.brokers.base import Broker, Publication, Settlement
+from celeriac.coalesce import Coalescer
+from celeriac.errors import BrokerUnavailable
+
+__all__ = ["Settler"]
+
+logger = get_logger(__name__)
+
+T = TypeVar("T")
+
+_BACKOFF = (0.05, 2.0)
+
+
+class Settler:
+    """Settles deliveries in batches. ``on_settled`` hears of each tag that needs no lease any more."""
+
+    def __init__(self, broker: Broker, on_settled: Callable[[str], None]) -> None:
+        self._broker = broker
+        self._on_settled = on_settled
+        self._coalescer: Coalescer[Settlement] = Coalescer(self._flush)
+
+    async def settle(self, settlement: Settlement) -> None:
+        """End a delivery, and return when the broker has taken it."""
+        await self._coalescer.submit(settlement)
+
+    async def publish(self, publications: Sequence[Publication]) -> None:
+        """Publish what a task that is acknowledged already leaves behind, and return when the broker has it."""
+        await self._insist(lambda: self._broker.publish(publications), "publish")
+
+    async def drain(self) -> None:
+        """Wait for what is under way."""
+        await self._coalescer.drain()
+
+    async def _flush(self, settlements: Sequence[Settlement]) -> None:
+        void = await self._insist(lambda: self._broker.settle(settlements), "settle")
+        for tag in void:
+            logger.warning("The lease of delivery %s had ended: its task may have run twice.", tag)
+        for settlement in settlements:
+            self._on_settled(settlement.tag)
+
+    async def _insist(self, attempt: Callable[[], Awaitable[T]], what: str) -> T:
+        """Try until the broker has answered: an outcome that is not settled runs again, and waiting is better."""
+        delay, longest = _BACKOFF
+        while True:
+            try:
+                return await attempt()
+            except BrokerUnavailable as exc:
+                logger.error("The broker does not %s, trying again in %.2f s: %s", what, delay, exc)
+                await asyncio.sleep(delay)
+                delay = min(delay * 2, longest)
