@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from typing import Any
 
 import sqlalchemy as sa
@@ -10,7 +11,7 @@ from sqlalchemy.sql.functions import FunctionElement, GenericFunction
 
 from celeriac.sql.batch import gather
 
-__all__ = ["gather_bytes", "json_field", "json_text", "micros", "strings"]
+__all__ = ["gather_bytes", "json_field", "json_text", "load_bytes", "micros", "strings"]
 
 
 class _Strings(GenericFunction[Any]):
@@ -89,3 +90,9 @@ def gather_bytes(rows: sa.Subquery, *names: str) -> sa.Select[bytes]:
     """Like :func:`celeriac.sql.batch.gather`, as bytes: what somebody else wrote need not be valid UTF-8."""
     text = gather(rows, *names).scalar_subquery()
     return sa.select(sa.cast(text, sa.LargeBinary()))
+
+
+def load_bytes(document: bytes | None) -> list[list[Any]]:
+    """The rows that :func:`gather_bytes` has gathered."""
+    rows: list[list[Any]] = json.loads(document.decode("utf-8", "replace")) if document else []
+    return rows

@@ -8,14 +8,14 @@ from __future__ import annotations
 
 import json
 from collections.abc import Collection, Iterable, Mapping, Sequence
-from datetime import datetime, timezone
+from datetime import UTC, datetime
 from typing import Any
 
 import sqlalchemy as sa
 from sqlalchemy.engine import Connection
 
 from celeriac.sql.batch import dump
-from celeriac.sql.functions import gather_bytes, json_field, json_text, micros, strings
+from celeriac.sql.functions import gather_bytes, json_text, load_bytes, micros, strings
 from celeriac.sql.tables import event, is_unsuccessful, task_record
 from celeriac.sql.transitions import execute_batch
 
@@ -81,17 +81,12 @@ def _labelled(columns: Mapping[str, sa.ColumnElement[Any]]) -> sa.Select[Any]:
     return sa.select(*(column.label(name) for name, column in columns.items()))
 
 
-def _load(document: bytes | None) -> list[list[Any]]:
-    rows: list[list[Any]] = json.loads(document.decode("utf-8", "replace")) if document else []
-    return rows
-
-
 _fetch = gather_bytes(_labelled(RECORD_COLUMNS).where(_among).subquery(), *RECORD_COLUMNS)
 
 
 def fetch(connection: Connection, task_ids: Iterable[str]) -> list[list[Any]]:
     """The records of these tasks, in no order; unknown ids are left out."""
-    return _load(connection.execute(_fetch, {"ids": dump(task_ids)}).scalar())
+    return load_bytes(connection.execute(_fetch, {"ids": dump(task_ids)}).scalar())
 
 
 _INSERT_EVENTS = """
@@ -132,7 +127,9 @@ _events = gather_bytes(
 
 def events(connection: Connection, task_id: str, after: int, limit: int) -> list[list[Any]]:
     """Up to ``limit`` events of a task with ids above ``after``, in order."""
-    return _load(connection.execute(_events, {"task_id": task_id, "after": after, "limit": limit}).scalar())
+    return load_bytes(
+        connection.execute(_events, {"task_id": task_id, "after": after, "limit": limit}).scalar()
+    )
 
 
 def page(
@@ -164,7 +161,7 @@ def page(
     if before is not None:
         select = select.where(_record.id < before)
     rows = select.order_by(_record.id.desc()).limit(limit).subquery()
-    return _load(connection.execute(gather_bytes(rows, *RECORD_COLUMNS)).scalar())
+    return load_bytes(connection.execute(gather_bytes(rows, *RECORD_COLUMNS)).scalar())
 
 
 def _contains(search: str) -> sa.ColumnElement[bool]:
@@ -209,7 +206,7 @@ _revoke = (
 
 
 def request_cancel(
-    connection: Connection, task_ids: Iterable[str], now: float, *, result: str, error: str
+    connection: Connection, task_ids: Iterable[str], now: float, *, result: str, error: str | None
 ) -> set[str]:
     """Mark these tasks as cancelled, and revoke those that wait; ``result`` and ``error`` are what they get.
 
@@ -220,7 +217,7 @@ def request_cancel(
     if unready:
         connection.execute(_announce_cancel, {**ids, "now": now})
         connection.execute(_mark, {**ids, "now": now})
-        done = datetime.fromtimestamp(now, timezone.utc).replace(tzinfo=None)
+        done = datetime.fromtimestamp(now, UTC).replace(tzinfo=None)
         connection.execute(
             _revoke, {**ids, "now": now, "result": result.encode(), "error": error, "date_done": done}
         )

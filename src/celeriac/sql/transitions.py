@@ -71,9 +71,14 @@ _CALL = (
 
 _LISTED = ", ".join(_COLUMNS)
 _FILLED = ", ".join(f"{name} = coalesce(record.{name}, excluded.{name})" for name in _CALL)
-_CHANGED = ", ".join(
-    f"{name} = coalesce(excluded.{name}, record.{name})" for name in (*_CALL, "worker", "children")
-)
+
+
+def _changed(*columns: str) -> str:
+    return ", ".join(f"{name} = coalesce(excluded.{name}, record.{name})" for name in columns)
+
+
+#: What a replay takes from its transition alone.
+_RENEWED = ("eta", "expires_at", "retries")
 
 # Never touches the status: the triggers take an update of that for a new state.
 _CREATE = f"""
@@ -88,7 +93,7 @@ _REPLAY = f"""
 INSERT INTO celery_taskmeta AS record ({_LISTED}, enqueued_at, version)
 SELECT {_LISTED}, changed_at, 1 FROM ({{batch}}) WHERE true
 ON CONFLICT (task_id) DO UPDATE SET
-  {_CHANGED},
+  {_changed(*(name for name in _CALL if name not in _RENEWED))},
   status = excluded.status, changed_at = excluded.changed_at, enqueued_at = excluded.enqueued_at,
   eta = excluded.eta, expires_at = excluded.expires_at, retries = coalesce(excluded.retries, 0),
   worker = NULL, result = NULL, traceback = NULL, error = NULL, children = NULL, progress = NULL,
@@ -116,7 +121,7 @@ SELECT {_LISTED},
   {_FIRST_ATTEMPT}, 1
 FROM ({{batch}}) WHERE true
 ON CONFLICT (task_id) DO UPDATE SET
-  {_CHANGED},
+  {_changed(*_CALL, "worker", "children")},
   status = excluded.status, changed_at = excluded.changed_at, result = excluded.result,
   traceback = excluded.traceback, error = excluded.error, date_done = excluded.date_done,
   started_at = coalesce(excluded.started_at, record.started_at), finished_at = excluded.finished_at,

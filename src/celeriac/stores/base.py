@@ -1,4 +1,4 @@
-"""The store port: records, their transitions, events, waiters and cancel marks. A store never knows what a broker is."""
+"""The store port: records, transitions, events, waiters and cancel marks. A store never knows what a broker is."""
 
 from __future__ import annotations
 
@@ -62,7 +62,11 @@ class Store(ABC):
 
     @abstractmethod
     def watch(self, task_id: str, *, until_ready: bool = False) -> AbstractAsyncContextManager[Watch]:
-        """Watch one task. With ``until_ready`` only a ready state raises the flag, so that a waiter sleeps through the rest."""
+        """Watch one task.
+
+        With ``until_ready`` only its end raises the flag (a ready state, or that the record is forgotten), so that a
+        waiter sleeps through the rest.
+        """
 
     @abstractmethod
     async def request_cancel(self, task_ids: Sequence[str]) -> Collection[str]:

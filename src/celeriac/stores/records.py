@@ -19,6 +19,7 @@ __all__ = [
     "TaskEvent",
     "TaskRecord",
     "Transition",
+    "describe_error",
 ]
 
 #: States that a task does not leave by itself (Celery's READY_STATES).
@@ -84,32 +85,42 @@ class TaskRecord:
     @property
     def error(self) -> str | None:
         """``"ValueError - what it said"`` for a failed or retrying task, else ``None``."""
-        if self.state in states.EXCEPTION_STATES and isinstance(self.result, Mapping):
-            message = self.result.get("exc_message")
-            if isinstance(message, (list, tuple)):
-                message = ", ".join(str(part) for part in message)
-            return f"{self.result.get('exc_type')} - {message}"
+        return describe_error(self.result) if self.state in states.EXCEPTION_STATES else None
+
+
+def describe_error(result: Any) -> str | None:
+    """``"ValueError - what it said"`` for Celery's ``{"exc_type", "exc_message", …}``, else ``None``."""
+    if not isinstance(result, Mapping):
         return None
+    message = result.get("exc_message")
+    if isinstance(message, (list, tuple)):
+        message = ", ".join(str(part) for part in message)
+    return f"{result.get('exc_type')} - {message}"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Transition:
-    """A task's step into a state. What is ``None`` leaves the record as it was.
+    """A task's step into a state. What is ``None`` leaves the record as it was, except as said below.
 
     ``at`` is epoch seconds. ``args``, ``kwargs``, ``result`` and ``children`` are JSON texts, encoded once by whoever
     has the values.
 
     How a store applies one:
 
-    - ``PENDING`` creates the record. On a record that exists it only fills what is still empty (the worker may have
-      been faster than the publisher), and never changes the state — unless ``replay`` is set, which starts the record
-      over: state ``PENDING``, result, progress, finish time and cancel mark cleared, attempts kept.
-    - ``STARTED`` sets ``started_at`` and ``worker`` and adds an attempt.
-    - ``RETRY``, ``FAILURE``, ``SUCCESS``, ``REVOKED`` and custom states end or update the last attempt; the ready ones
-      set ``finished_at``.
+    - ``PENDING`` creates the record, enqueued at ``at``. On a record that exists it only fills what is still empty
+      (the worker may have been faster than the publisher), never changes the state and appends no event — unless
+      ``replay`` is set, which starts the record over: state ``PENDING``, enqueued at ``at``, ``eta``, ``expires`` and
+      ``retries`` those of the transition, result, progress, worker, start, finish and cancel mark cleared, attempts
+      kept.
+    - Any other state takes ``result`` and ``traceback`` from the transition, ``None`` too: they belong to the state.
+    - ``STARTED`` sets ``started_at`` and ``worker`` and adds an attempt; the last 20 are kept.
+    - ``RETRY``, ``FAILURE``, ``SUCCESS``, ``REVOKED`` and custom states end or update the last attempt, unless it has
+      ended; the ready ones set ``finished_at``, the others clear it.
     - A record in ``SUCCESS`` never changes again except by ``replay`` (as in Celery's backends); one in another ready
-      state is left only by ``STARTED``, ``RETRY`` or a ready state of a later attempt — ``REVOKED`` only by ``replay``.
-    - Every applied transition appends a ``state`` event and wakes who watches the task.
+      state is left only by ``STARTED``, ``RETRY`` or a ready state of a later attempt (more ``retries`` than the
+      record's) — ``REVOKED`` only by ``replay``. What does not apply is dropped without a trace.
+    - Every applied transition appends a ``state`` event, with ``{"state", "retries", "worker", "error"}``, and wakes
+      who watches the task.
     - A record that does not exist yet is created by any transition.
     """
 
@@ -138,7 +149,8 @@ class Transition:
 class EventDraft:
     """An event that a running task emits: ``data`` is a JSON text, ``at`` epoch seconds.
 
-    A ``progress`` event (data ``{"current", "total", "note"}``) also becomes the record's progress.
+    A ``progress`` event (data ``{"current", "total", "note"}``) also becomes the record's progress. An event of a task
+    that has no record is dropped.
     """
 
     task_id: str
@@ -160,7 +172,11 @@ class TaskEvent:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class RecordFilter:
-    """Which records to list; what is ``None`` does not restrict. Times are compared with ``enqueued_at``."""
+    """Which records to list; what is ``None`` does not restrict.
+
+    ``since`` (inclusive) and ``until`` (exclusive) are compared with ``enqueued_at``. ``search`` is a part of the id,
+    the name or the arguments as JSON; small and capital ASCII letters are the same.
+    """
 
     state: str | None = None
     name: str | None = None

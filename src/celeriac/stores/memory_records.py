@@ -1,0 +1,209 @@
+"""Records and events in memory, behind a lock: what the store and the result backend in memory stand on."""
+
+from __future__ import annotations
+
+import string
+import threading
+from collections import defaultdict
+from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
+from contextlib import contextmanager
+from itertools import count, islice
+from typing import Any, NamedTuple
+
+from celery import states
+
+from celeriac.stores.records import READY_STATES, EventDraft, RecordFilter, Transition
+from celeriac.stores.rows import CANCELLED, Row, micros
+from celeriac.stores.transitions import advance, state_event
+
+__all__ = ["Change", "MemoryRecords"]
+
+_ASCII_LOWER = str.maketrans(string.ascii_uppercase, string.ascii_lowercase)
+
+
+class Change(NamedTuple):
+    """Something happened to a task: ``kind`` is ``state``, ``progress``, ``value``, ``cancel`` or ``forget``."""
+
+    task_id: str
+    kind: str
+    state: str | None = None
+
+
+class MemoryRecords:
+    """The records of one name, for every store, backend, thread and event loop of this process."""
+
+    _named: dict[str, MemoryRecords] = {}
+    _named_lock = threading.Lock()
+
+    def __init__(self) -> None:
+        self.groups: dict[str, Any] = {}
+        self._changed = threading.Condition()
+        self._rows: dict[str, Row] = {}
+        self._events: defaultdict[str, list[tuple[int, str, str, int]]] = defaultdict(list)
+        self._numbers = count(1)
+        self._event_ids = count(1)
+        self._watchers: defaultdict[str, list[Callable[[Change], None]]] = defaultdict(list)
+        self._cancel_listeners: list[Callable[[str], None]] = []
+
+    @classmethod
+    def named(cls, name: str) -> MemoryRecords:
+        """The records that everybody in this process calls by this name."""
+        with cls._named_lock:
+            return cls._named.setdefault(name, cls())
+
+    @contextmanager
+    def watch(self, task_id: str, callback: Callable[[Change], None]) -> Iterator[None]:
+        """Call back, in the thread of whoever makes it, upon each change of one task."""
+        with self._changed:
+            self._watchers[task_id].append(callback)
+        try:
+            yield
+        finally:
+            with self._changed:
+                self._watchers[task_id].remove(callback)
+                if not self._watchers[task_id]:
+                    del self._watchers[task_id]
+
+    @contextmanager
+    def cancellations(self, callback: Callable[[str], None]) -> Iterator[None]:
+        """Call back, in the thread of whoever asks for it, upon each cancellation."""
+        with self._changed:
+            self._cancel_listeners.append(callback)
+        try:
+            yield
+        finally:
+            with self._changed:
+                self._cancel_listeners.remove(callback)
+
+    def wait(self, until: Callable[[], bool], timeout: float | None) -> bool:
+        """Block this thread until the condition holds; it is looked at upon each change. Whether it holds."""
+        with self._changed:
+            return self._changed.wait_for(until, timeout)
+
+    def _tell(self, changes: Sequence[Change]) -> None:
+        if changes:
+            self._changed.notify_all()
+        for change in changes:
+            for watcher in self._watchers.get(change.task_id, ()):
+                watcher(change)
+            if change.kind == "cancel":
+                for listener in self._cancel_listeners:
+                    listener(change.task_id)
+
+    def apply(self, transitions: Iterable[Transition]) -> None:
+        """Apply transitions in order."""
+        with self._changed:
+            self._tell([change for step in transitions if (change := self._apply(step))])
+
+    def _apply(self, step: Transition) -> Change | None:
+        advanced = advance(self._rows.get(step.task_id), step, next(self._numbers))
+        if advanced is None:
+            return None
+        row, entered = advanced
+        self._rows[step.task_id] = row
+        if not entered:
+            return None
+        self._append(row.task_id, "state", state_event(row), step.at)
+        return Change(row.task_id, "state", row.state)
+
+    def _append(self, task_id: str, kind: str, data: str, at: float) -> None:
+        self._events[task_id].append((next(self._event_ids), kind, data, micros(at)))
+
+    def append_events(self, drafts: Iterable[EventDraft]) -> None:
+        """Append events; those of unknown tasks are dropped."""
+        with self._changed:
+            changes = []
+            for draft in drafts:
+                row = self._rows.get(draft.task_id)
+                if row is None:
+                    continue
+                self._append(draft.task_id, draft.kind, draft.data, draft.at)
+                if draft.kind == "progress":
+                    self._rows[draft.task_id] = row._replace(progress=draft.data)
+                changes.append(Change(draft.task_id, draft.kind))
+            self._tell(changes)
+
+    def fetch(self, task_ids: Iterable[str]) -> list[Row]:
+        """The records of these tasks; unknown ids are left out."""
+        with self._changed:
+            return [row for task_id in task_ids if (row := self._rows.get(task_id))]
+
+    def events(self, task_id: str, after: int, limit: int) -> list[tuple[int, str, str, int]]:
+        """Up to ``limit`` events of a task with ids above ``after``, in order."""
+        with self._changed:
+            return list(islice((entry for entry in self._events.get(task_id, ()) if entry[0] > after), limit))
+
+    def page(self, where: RecordFilter, before: int | None, limit: int) -> list[Row]:
+        """Up to ``limit`` records, newest first."""
+        matches = _matcher(where)
+        with self._changed:
+            rows = (row for row in reversed(self._rows.values()) if before is None or row.number < before)
+            return list(islice(filter(matches, rows), limit))
+
+    def request_cancel(self, task_ids: Iterable[str], now: float) -> Collection[str]:
+        """Mark tasks as cancelled, and revoke those that wait. Returns those that had not ended."""
+        with self._changed:
+            unready = {row.task_id: row for row in self._existing(task_ids) if row.state not in READY_STATES}
+            changes: list[Change] = []
+            for task_id, row in unready.items():
+                if row.cancel_requested_at is None:
+                    self._rows[task_id] = row._replace(cancel_requested_at=micros(now))
+                    changes.append(Change(task_id, "cancel"))
+                if row.state in (states.PENDING, states.RETRY):
+                    revoke = Transition(task_id=task_id, state=states.REVOKED, at=now, result=CANCELLED)
+                    changes += filter(None, [self._apply(revoke)])
+            self._tell(changes)
+            return set(unready)
+
+    def cancelled(self, task_ids: Iterable[str]) -> Collection[str]:
+        """Which of these are marked as cancelled, or revoked."""
+        with self._changed:
+            return {row.task_id for row in self._existing(task_ids) if _is_cancelled(row)}
+
+    def forget(self, task_ids: Iterable[str]) -> int:
+        """Delete records and their events. Returns how many records there were."""
+        with self._changed:
+            gone = [task_id for task_id in dict.fromkeys(task_ids) if self._rows.pop(task_id, None)]
+            for task_id in gone:
+                self._events.pop(task_id, None)
+            self._tell([Change(task_id, "forget") for task_id in gone])
+            return len(gone)
+
+    def trim(self, before: float, limit: int) -> int:
+        """Delete up to ``limit`` records that ended before a time. Returns how many went."""
+        with self._changed:
+            old = [row for row in self._rows.values() if row.finished_at and row.finished_at < micros(before)]
+            old.sort(key=lambda row: row.finished_at or 0)
+            for row in old[:limit]:
+                del self._rows[row.task_id]
+                self._events.pop(row.task_id, None)
+            return len(old[:limit])
+
+    def _existing(self, task_ids: Iterable[str]) -> Iterator[Row]:
+        return (row for task_id in task_ids if (row := self._rows.get(task_id)))
+
+
+def _is_cancelled(row: Row) -> bool:
+    if row.state == states.REVOKED:
+        return True
+    return row.cancel_requested_at is not None and row.state not in READY_STATES
+
+
+def _matcher(where: RecordFilter) -> Callable[[Row], bool]:
+    equal = {"state": where.state, "name": where.name, "queue": where.queue, "owner": where.owner}
+    equal = {field: value for field, value in equal.items() if value is not None}
+    since = None if where.since is None else micros(where.since.timestamp())
+    until = None if where.until is None else micros(where.until.timestamp())
+    needle = (where.search or "").translate(_ASCII_LOWER)
+
+    def matches(row: Row) -> bool:
+        if any(getattr(row, field) != value for field, value in equal.items()):
+            return False
+        if since is not None and (row.enqueued_at is None or row.enqueued_at < since):
+            return False
+        if until is not None and (row.enqueued_at is None or row.enqueued_at >= until):
+            return False
+        texts = (row.task_id, row.name, row.args, row.kwargs)
+        return not needle or any(needle in text.translate(_ASCII_LOWER) for text in texts if text)
+
+    return matches

@@ -1,0 +1,197 @@
+"""The store in an SQL database: Celery's own result table with columns added, and a log of events."""
+
+from __future__ import annotations
+
+import asyncio
+import builtins
+import time
+from collections.abc import AsyncIterator, Callable, Collection, Iterable, Iterator, Mapping, Sequence
+from contextlib import asynccontextmanager, contextmanager
+from typing import Any, TypeVar
+
+from celery import states
+from sqlalchemy.engine import Connection
+
+from celeriac.errors import BrokerUnavailable, StoreUnavailable
+from celeriac.sql import event_log, records
+from celeriac.sql.database import Database
+from celeriac.sql.transitions import apply_transitions
+from celeriac.stores.base import CancellationFeed, Store, Watch
+from celeriac.stores.entries import to_entries, to_event_rows
+from celeriac.stores.records import EventDraft, RecordFilter, RecordPage, TaskEvent, TaskRecord, Transition
+from celeriac.stores.rows import CANCELLED, Row, error_of, parse_number, to_event, to_record
+from celeriac.stores.tail import Tail
+
+__all__ = ["SQLStore"]
+
+T = TypeVar("T")
+
+#: What one ``trim`` deletes or looks at, at most, so that it never holds the write lock for long.
+_TRIM_RECORDS = 500
+_TRIM_EVENTS = 5000
+
+#: Seconds that an event without a record is left for those who still read the log.
+_ORPHAN_AGE = 3600.0
+
+
+class SQLStore(Store):
+    """Records in the database at ``url``; ``expires`` is in seconds, ``None`` keeps records for ever."""
+
+    def __init__(self, url: str, *, expires: float | None = 86_400.0) -> None:
+        self.url = url
+        self.expires = expires
+        self._database = Database.shared(url)
+        self._tail: Tail | None = None
+        self._lookup: _Lookup | None = None
+        self._orphans_after = 0
+
+    async def open(self) -> None:
+        if self._tail is None:
+            with _store_errors():
+                await self._database.open()
+            self._tail = Tail(self._database)
+
+    async def close(self) -> None:
+        if self._tail is not None:
+            tail, self._tail = self._tail, None
+            await self._database.close()
+            tail.release()
+
+    async def transition(self, transitions: Sequence[Transition]) -> None:
+        entries = to_entries(transitions)
+        await self._write(lambda connection: apply_transitions(connection, entries))
+
+    async def append_events(self, events: Sequence[EventDraft]) -> None:
+        rows = to_event_rows(events)
+        await self._write(lambda connection: records.append_events(connection, rows))
+
+    async def get(self, task_ids: Sequence[str]) -> Mapping[str, TaskRecord]:
+        rows = await self._rows(task_ids)
+        return {task_id: to_record(rows[task_id]) for task_id in task_ids if task_id in rows}
+
+    async def _rows(self, task_ids: Iterable[str]) -> Mapping[str, Row]:
+        # What is asked for in one tick of the loop is one query.
+        lookup = self._lookup
+        if lookup is None:
+            lookup = self._lookup = _Lookup()
+            asyncio.get_running_loop().call_soon(self._send_lookup, lookup)
+        lookup.task_ids.update(task_ids)
+        with _store_errors():
+            return await asyncio.shield(lookup.future)
+
+    def _send_lookup(self, lookup: _Lookup) -> None:
+        self._lookup = None
+        try:
+            found = self._database.read(lambda connection: records.fetch(connection, lookup.task_ids))
+        except BrokerUnavailable as exc:
+            lookup.future.set_exception(exc)
+            return
+        found.add_done_callback(lookup.finish)
+
+    async def list(self, where: RecordFilter, cursor: str | None = None, limit: int = 50) -> RecordPage:
+        before = None if cursor is None else parse_number(cursor, "cursor")
+        equal = {"status": where.state, "name": where.name, "queue": where.queue, "owner": where.owner}
+        equal = {column: value for column, value in equal.items() if value is not None}
+
+        def read(connection: Connection) -> builtins.list[builtins.list[Any]]:
+            return records.page(
+                connection,
+                equal,
+                since=None if where.since is None else where.since.timestamp(),
+                until=None if where.until is None else where.until.timestamp(),
+                search=where.search,
+                before=before,
+                limit=limit + 1,
+            )
+
+        rows = [Row(*row) for row in await self._read(read)]
+        following = str(rows[limit - 1].number) if len(rows) > limit else None
+        return RecordPage([to_record(row) for row in rows[:limit]], following)
+
+    async def events(self, task_id: str, after: str | None = None, limit: int = 1000) -> Sequence[TaskEvent]:
+        number = 0 if after is None else parse_number(after, "event id")
+        rows = await self._read(lambda connection: records.events(connection, task_id, number, limit))
+        return [to_event(*row) for row in rows]
+
+    @asynccontextmanager
+    async def watch(self, task_id: str, *, until_ready: bool = False) -> AsyncIterator[Watch]:
+        with _store_errors():
+            async with self._opened().flag(task_id, until_ready=until_ready) as flag:
+                yield flag
+
+    async def request_cancel(self, task_ids: Sequence[str]) -> Collection[str]:
+        now = time.time()
+        return await self._write(
+            lambda connection: records.request_cancel(
+                connection, task_ids, now, result=CANCELLED, error=error_of(states.REVOKED, CANCELLED)
+            )
+        )
+
+    async def cancelled(self, task_ids: Sequence[str]) -> Collection[str]:
+        return await self._read(lambda connection: records.cancelled(connection, task_ids))
+
+    @asynccontextmanager
+    async def cancellations(self) -> AsyncIterator[CancellationFeed]:
+        with _store_errors():
+            async with self._opened().feed() as feed:
+                yield feed
+
+    async def forget(self, task_ids: Sequence[str]) -> int:
+        now = time.time()
+        return await self._write(lambda connection: records.forget(connection, task_ids, now))
+
+    async def trim(self) -> int:
+        now = time.time()
+        trimmed = 0
+        if self.expires is not None:
+            before = now - self.expires
+            trimmed = await self._write(
+                lambda connection: event_log.trim_records(connection, before, _TRIM_RECORDS)
+            )
+        after = self._orphans_after
+        self._orphans_after = await self._write(
+            lambda connection: event_log.trim_orphans(connection, now - _ORPHAN_AGE, after, _TRIM_EVENTS)
+        )
+        return trimmed
+
+    def _opened(self) -> Tail:
+        if self._tail is None:
+            raise StoreUnavailable(f"The store {self.url} is not open.")
+        return self._tail
+
+    async def _write(self, operation: Callable[[Connection], T]) -> T:
+        tail = self._opened()
+        with _store_errors():
+            result = await self._database.write(operation)
+        tail.poke()  # who waits in this process need not wait for the look at the change counter
+        return result
+
+    async def _read(self, operation: Callable[[Connection], T]) -> T:
+        self._opened()
+        with _store_errors():
+            return await self._database.read(operation)
+
+
+class _Lookup:
+    """Records that several callers want, and the answer for all of them."""
+
+    def __init__(self) -> None:
+        self.task_ids: set[str] = set()
+        self.future: asyncio.Future[Mapping[str, Row]] = asyncio.get_running_loop().create_future()
+
+    def finish(self, found: asyncio.Future[builtins.list[builtins.list[Any]]]) -> None:
+        if found.cancelled():
+            self.future.cancel()
+        elif (exc := found.exception()) is not None:
+            self.future.set_exception(exc)
+        else:
+            rows = (Row(*row) for row in found.result())
+            self.future.set_result({row.task_id: row for row in rows})
+
+
+@contextmanager
+def _store_errors() -> Iterator[None]:
+    try:
+        yield
+    except BrokerUnavailable as exc:
+        raise StoreUnavailable(str(exc)) from exc
