@@ -14,10 +14,12 @@ import sys
 import threading
 import time
 
+from celeriac.dev.process import COLD_GRACE, COLD_SHUTDOWN
+
 __all__ = ["main"]
 
-#: Seconds between the request to end and the end.
-_GRACE = 5.0
+#: Seconds that it may take to end by itself.
+_GRACE = 4.0
 
 
 def main() -> None:
@@ -31,8 +33,9 @@ def main() -> None:
 def _end_with_supervisor() -> None:
     while os.read(0, 1024):
         pass
-    os.kill(os.getpid(), signal.SIGTERM)
-    time.sleep(_GRACE)
+    for number, seconds in ((signal.SIGTERM, _GRACE), (COLD_SHUTDOWN, COLD_GRACE)):
+        os.kill(os.getpid(), number)
+        time.sleep(seconds)
     os.killpg(os.getpgid(0), signal.SIGKILL)
 
 

@@ -10,9 +10,16 @@ import sys
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
-__all__ = ["Child", "Command"]
+__all__ = ["COLD_GRACE", "COLD_SHUTDOWN", "Child", "Command"]
 
 _CHUNK = 65_536
+
+#: Celery's signal for a cold shutdown, in which a worker hands its running tasks back; killed, it would leave them
+#: to whoever finds that their lease has ended.
+COLD_SHUTDOWN = signal.SIGQUIT
+
+#: Seconds that it may take.
+COLD_GRACE = 2.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -58,18 +65,17 @@ class Child:
         return code
 
     async def stop(self, grace: float) -> None:
-        """Ask it to end, and kill it and its group after ``grace`` seconds, or at once when cancelled."""
-        self._signal(signal.SIGTERM)
+        """Ask it to end, within ``grace`` seconds; then to end at once; then kill it. Cancelled, kill it."""
         try:
-            async with asyncio.timeout(grace):
-                await self.wait()
-        except TimeoutError:
+            for number, seconds in ((signal.SIGTERM, grace), (COLD_SHUTDOWN, COLD_GRACE)):
+                self._signal(number)
+                with contextlib.suppress(TimeoutError):
+                    async with asyncio.timeout(seconds):
+                        await self.wait()
+                        return
+        finally:
             self.kill()
             await self.wait()
-        except asyncio.CancelledError:
-            self.kill()
-            await self.wait()
-            raise
 
     def kill(self) -> None:
         """SIGKILL to the whole group. Harmless when nothing is left of it."""

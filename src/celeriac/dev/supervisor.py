@@ -23,8 +23,8 @@ __all__ = ["Options", "run"]
 
 T = TypeVar("T")
 
-#: Seconds that the children have to end before they are killed.
-GRACE = 6.0
+#: Seconds that the children have to end by themselves: for requests, and tasks that are under way.
+GRACE = 4.0
 
 #: Seconds that the API waits for open connections; event streams would keep it for ever.
 _API_GRACE = 2
