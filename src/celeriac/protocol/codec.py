@@ -7,7 +7,7 @@ written and the values read here are the ones of :mod:`kombu.utils.json`; only i
 from __future__ import annotations
 
 import json
-from collections.abc import Collection
+from collections.abc import Callable, Collection
 from typing import TYPE_CHECKING, Any
 
 from kombu import compression, serialization
@@ -37,8 +37,8 @@ JSON_TYPE = "application/json"
 #: and ``chord``).
 Body = tuple[list[Any] | tuple[Any, ...], dict[str, Any], dict[str, Any]]
 
-#: Writes a value that kombu's JSON has no text for with ``default``, which :func:`dumps` leaves to kombu.
-write_text = kombu_json.JSONEncoder().default
+#: What :func:`dumps` writes for a value that JSON itself has no form for. Raises TypeError for what kombu has none for.
+write_text: Callable[[Any], Any] = kombu_json.JSONEncoder().default
 
 _encode = json.JSONEncoder(default=write_text).encode
 _decode_plain = json.JSONDecoder().decode
