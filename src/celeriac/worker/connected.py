@@ -7,11 +7,11 @@ from __future__ import annotations
 
 import logging
 import threading
-import time
 from abc import ABC, abstractmethod
 from typing import Any
 
 from celeriac.errors import CeleriacError
+from celeriac.worker.upstream import bound_open_broker_sockets
 
 __all__ = ["ConnectedThread"]
 
@@ -19,6 +19,8 @@ logger = logging.getLogger("celeriac.worker.control")
 
 #: Seconds before the first, and the longest pause between two, attempts to reach a lost broker.
 BACKOFF, MAX_BACKOFF = 1.0, 30.0
+#: Seconds for each read while closing a broken connection.
+CLOSE_TIMEOUT = 1.0
 
 
 class _Stopping(CeleriacError):
@@ -125,10 +127,9 @@ class ConnectedThread(ABC):
         )
 
     def _discard(self, connection: Any) -> None:
-        # A closing handshake with a dead broker may wait for ever: bound the reads on its socket first.
-        started = time.monotonic()
+        # A closing handshake with a broker that went silent would wait for ever.
+        bound_open_broker_sockets(connection, CLOSE_TIMEOUT)
         try:
-            connection.collect(socket_timeout=1.0)
+            connection.close()
         except Exception:
             logger.debug("%s: while discarding a connection", self.name, exc_info=True)
-        logger.debug("%s: discarded a connection in %.1f s", self.name, time.monotonic() - started)

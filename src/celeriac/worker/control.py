@@ -16,17 +16,6 @@ from collections.abc import Mapping
 from contextlib import suppress
 from typing import Any
 
-# celery.utils.collections.AttributeDict: the state object of stock commands.
-from celery.utils.collections import AttributeDict
-
-# celery.utils.functional.maybe_list: commands accept one id or several.
-from celery.utils.functional import maybe_list
-
-# celery.utils.serialization.jsonify: an equal value of JSON types only.
-from celery.utils.serialization import jsonify
-
-# celery.worker.control.Panel: the registry of commands.
-from celery.worker.control import Panel
 from kombu import pidbox
 from kombu.entity import Exchange
 from kombu.exceptions import EncodeError, InconsistencyError
@@ -37,6 +26,7 @@ from celeriac.worker.connected import ConnectedThread
 from celeriac.worker.events import EventPublisher
 from celeriac.worker.facade import ConsumerFacade
 from celeriac.worker.mirror import ExecutionsView, Mirror
+from celeriac.worker.upstream import AttributeDict, Panel, check_subscription, jsonify, maybe_list
 
 __all__ = ["ControlThread"]
 
@@ -206,16 +196,7 @@ class _CommandListener(ConnectedThread):
                 connection.heartbeat_check()
             if time.monotonic() - checked > HEALTH_CHECK:
                 checked = time.monotonic()
-                self._check_health(connection)
-
-    @staticmethod
-    def _check_health(connection: Any) -> None:
-        # kombu.transport.redis.MultiChannelPoller.maybe_check_subclient_health: without kombu's own event loop
-        # nobody else pings the subscription, and one that a firewall dropped would stay silent for ever.
-        cycle = getattr(connection.transport, "cycle", None)
-        check = getattr(cycle, "maybe_check_subclient_health", None)
-        if check is not None:
-            check()
+                check_subscription(connection.transport)
 
     def _on_message(self, body: Any, message: Any) -> None:
         # Clients' clocks are rarely worth adjusting to; a command is an event all the same.

@@ -14,26 +14,14 @@ from collections import deque
 from collections.abc import Callable, Mapping
 from typing import Any
 
-# celery.events.EventDispatcher.DISABLED_TRANSPORTS: where Celery itself sends no events.
 from celery.events import EventDispatcher, get_exchange, group_from
 from celery.signals import heartbeat_sent
-
-# celery.utils.serialization.jsonify: an equal value of JSON types only.
-from celery.utils.serialization import jsonify
-
-# celery.utils.sysinfo.load_average: the three numbers of a heartbeat.
-from celery.utils.sysinfo import load_average
-
-# celery.utils.time.utcoffset: hours, as event receivers expect them.
-from celery.utils.time import utcoffset
-
-# celery.worker.state.SOFTWARE_INFO: how a stock worker names itself; monitors tell workers apart by it.
-from celery.worker.state import SOFTWARE_INFO
 from kombu.exceptions import EncodeError
 from kombu.messaging import Producer
 from kombu.utils.encoding import safe_repr
 
 from celeriac.worker.connected import ConnectedThread
+from celeriac.worker.upstream import jsonify, load_average, utcoffset, worker_state
 
 __all__ = ["EventPublisher"]
 
@@ -181,7 +169,12 @@ class EventPublisher(ConnectedThread):
 
     def _publish_worker_event(self, producer: Any, event: str) -> None:
         heartbeat_sent.send(sender=self)
-        fields = {"freq": self._interval, **self._load(), "loadavg": load_average(), **SOFTWARE_INFO}
+        fields = {
+            "freq": self._interval,
+            **self._load(),
+            "loadavg": load_average(),
+            **worker_state.SOFTWARE_INFO,
+        }
         self._publish(producer, self._body((event, time.time(), fields)), event.replace("-", "."))
 
     def _publish_waiting(self, producer: Any) -> None:

@@ -16,9 +16,9 @@ from functools import partial
 from types import SimpleNamespace
 from typing import Any, Protocol
 
-# celery.bootsteps.Blueprint: `.state` and `.human_state()` are read by the WorkController and by signal handlers.
-from celery.bootsteps import Blueprint
 from kombu.utils.url import maybe_sanitize_url
+
+from celeriac.worker.upstream import Blueprint
 
 __all__ = ["ConsumerBlueprint", "ConsumerFacade", "PoolFacade", "WorkerActions"]
 

@@ -12,9 +12,7 @@ from contextlib import contextmanager
 from types import SimpleNamespace
 from typing import Any, Protocol
 
-# celery.worker.state.requests, .active_requests, .reserved_requests, .total_count, .all_total_count: what the
-# commands of celery.worker.control read (their default arguments bind the objects, so they are filled in place).
-from celery.worker import state as worker_state
+from celeriac.worker.upstream import worker_state
 
 __all__ = ["ExecutionInfo", "ExecutionsView", "Mirror", "RequestView"]
 

@@ -1,0 +1,58 @@
+"""Celery's undocumented names that remote control and events need, each with what it is needed for."""
+
+from __future__ import annotations
+
+from typing import Any
+
+# celery.bootsteps.Blueprint: `.state` and `.human_state()` are read by the WorkController and by signal handlers.
+from celery.bootsteps import Blueprint
+
+# celery.utils.collections.AttributeDict: the state object of stock commands.
+from celery.utils.collections import AttributeDict
+
+# celery.utils.functional.maybe_list: commands accept one id or several.
+from celery.utils.functional import maybe_list
+
+# celery.utils.serialization.jsonify: an equal value of JSON types only.
+from celery.utils.serialization import jsonify
+
+# celery.utils.sysinfo.load_average: the three numbers of a heartbeat.
+from celery.utils.sysinfo import load_average
+
+# celery.utils.threads.bound_open_broker_sockets: a timeout on the sockets of a connection that may be half-open.
+from celery.utils.threads import bound_open_broker_sockets
+
+# celery.utils.time.utcoffset: hours, as event receivers expect them.
+from celery.utils.time import utcoffset
+
+# celery.worker.state.requests, .active_requests, .reserved_requests, .total_count, .all_total_count: what the
+# commands of celery.worker.control read (their default arguments bind the objects, so they are filled in place);
+# .SOFTWARE_INFO: how a stock worker names itself, which monitors tell workers apart by.
+from celery.worker import state as worker_state
+
+# celery.worker.control.Panel: the registry of commands.
+from celery.worker.control import Panel
+
+__all__ = [
+    "AttributeDict",
+    "Blueprint",
+    "Panel",
+    "bound_open_broker_sockets",
+    "check_subscription",
+    "jsonify",
+    "load_average",
+    "maybe_list",
+    "utcoffset",
+    "worker_state",
+]
+
+
+def check_subscription(transport: Any) -> None:
+    """Ping what an idle connection is subscribed to, on Redis; nothing elsewhere.
+
+    ``kombu.transport.redis.MultiChannelPoller.maybe_check_subclient_health``: kombu calls it from its own event
+    loop only, and without it a subscription that a firewall dropped would stay silent for ever.
+    """
+    check = getattr(getattr(transport, "cycle", None), "maybe_check_subclient_health", None)
+    if check is not None:
+        check()
