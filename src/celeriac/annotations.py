@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import inspect
 import json
+import logging
 import sys
 import types
 from collections import abc
@@ -15,12 +16,21 @@ from collections.abc import Callable
 from typing import Any, Union, get_args, get_origin, get_type_hints
 
 import pydantic
-from pydantic import SecretBytes, SecretStr, TypeAdapter, ValidationError
+from pydantic import (
+    PydanticSchemaGenerationError,
+    PydanticUserError,
+    SecretBytes,
+    SecretStr,
+    TypeAdapter,
+    ValidationError,
+)
 from pydantic_core import to_jsonable_python
 
 from celeriac.protocol import codec
 
 __all__ = ["ANY", "Converter", "converter_of", "resolve", "result_annotation", "signature_of"]
+
+_logger = logging.getLogger(__name__)
 
 _SCALARS: frozenset[type] = frozenset([str, int, float, bool, types.NoneType])
 _CONTAINERS: frozenset[type] = frozenset([list, dict])
@@ -65,7 +75,10 @@ class Converter:
             return value
         if isinstance(value, (SecretStr, SecretBytes)):
             raise ValueError("a secret would arrive as asterisks; send what it is found by")
-        return self.adapter.dump_python(value, **_DUMPED)
+        try:
+            return self.adapter.dump_python(value, **_DUMPED)
+        except ValueError:  # bytes that are no text; kombu's JSON has a form for them
+            return as_json_value(value)
 
     def load(self, value: Any) -> Any:
         """The value that was dumped. Raises ValidationError."""
@@ -88,8 +101,10 @@ class Converter:
             return as_json_value(value)
         try:
             return self.adapter.dump_python(self.adapter.validate_python(value), mode="json")
-        except ValueError:
+        except ValidationError:
             return to_jsonable_python(value)
+        except ValueError:
+            return as_json_value(value)
 
     def load_result(self, value: Any) -> Any:
         """The result that was dumped; a JSON value that does not fit the annotation is returned as it is."""
@@ -109,6 +124,11 @@ def converter_of(annotation: Any) -> Converter:
         return ANY
     try:
         adapter = TypeAdapter(annotation)
+    except PydanticSchemaGenerationError:  # a class that pydantic does not know
+        return ANY
+    except PydanticUserError as exc:
+        _logger.warning("Arguments are not validated by the annotation %s: %s", annotation, exc.message)
+        return ANY
     except Exception:  # noqa: BLE001 - the annotation is the user's and may be anything
         return ANY
     members = _members(annotation)
