@@ -98,7 +98,8 @@ class Celery(celery.Celery):  # type: ignore[misc]
     ) -> TaskHandle[Any]:
         """Publish a task by name, or a signature, without importing the task.
 
-        ``task`` is a name, a signature (``add.s(1, 2)``, a chain, a group, a chord) or a task. Options are those of ``task.using``. Arguments are validated where the task is registered in this process.
+        ``task`` is a name, a signature (``add.s(1, 2)``, a chain, a group, a chord) or a
+        task. Options are those of ``task.using``. Arguments are validated where this process has the task.
         Raises InvalidArguments, BrokerUnavailable, PublishTimeout.
         """
         if isinstance(task, Signature):
@@ -221,14 +222,14 @@ class Celery(celery.Celery):  # type: ignore[misc]
     @property
     def store(self) -> Store:
         """The store of the running loop. Raises ConfigurationError outside ``async with celery:``."""
-        return self._connection().store
+        return self._opened().store
 
     @property
     def broker(self) -> Broker:
         """The broker of the running loop. Raises ConfigurationError outside ``async with celery:``."""
-        return self._connection().broker
+        return self._opened().broker
 
-    def _connection(self) -> Connection:
+    def _opened(self) -> Connection:
         connection = self._connections.current()
         if connection is None:
             raise ConfigurationError(

@@ -53,6 +53,22 @@ _IGNORED_OPTIONS = frozenset(
     }
 )
 
+#: What the message builder knows by name; any other option is a property, as in Celery.
+_BUILDER_OPTIONS = frozenset(
+    {
+        "delivery_mode",
+        "group_index",
+        "headers",
+        "ignore_result",
+        "properties",
+        "replaced_task_nesting",
+        "shadow",
+        "soft_time_limit",
+        "stamped_headers",
+        "time_limit",
+    }
+)
+
 _PLAIN_TYPES = frozenset({int, float, bool, type(None)})
 
 
@@ -149,6 +165,16 @@ class CallBuilder:
             "chain": options.pop("chain", None),
             "chord": options.pop("chord", None),
         }
+        origin = options.pop("origin", None)
+        if origin is not None:
+            options["headers"] = {**options.get("headers", {}), "origin": origin}
+        reply_to = options.pop("reply_to", None) or self._reply_to
+        argsrepr = options.pop("argsrepr", None) or _repr(tuple(args))
+        kwargsrepr = options.pop("kwargsrepr", None) or _repr(kwargs)
+        if not options.keys() <= _BUILDER_OPTIONS:
+            options["properties"] = {
+                key: options.pop(key) for key in list(options) if key not in _BUILDER_OPTIONS
+            }
         args_json, kwargs_json = dumps(args), dumps(kwargs)
         builder = self._builders.get(name)
         if builder is None:
@@ -157,8 +183,8 @@ class CallBuilder:
             task_id,
             args_json=args_json,
             kwargs_json=kwargs_json,
-            argsrepr=options.pop("argsrepr", None) or _repr(tuple(args)),
-            kwargsrepr=options.pop("kwargsrepr", None) or _repr(kwargs),
+            argsrepr=argsrepr,
+            kwargsrepr=kwargsrepr,
             eta=eta,
             expires=expires,
             expiration=None if expires_at is None else max(0.0, expires_at - now),
@@ -168,7 +194,7 @@ class CallBuilder:
             group_id=group_id,
             priority=priority,
             stamps=stamps,
-            reply_to=options.pop("reply_to", None) or self._reply_to,
+            reply_to=reply_to,
             **embed,
             **options,
         )

@@ -14,7 +14,6 @@ from celery import _state as celery_state
 from celery import states
 from celery.app.task import Context
 from celery.canvas import Signature
-from celery.result import AsyncResult
 
 from celeriac.protocol.codec import dumps
 
@@ -120,11 +119,23 @@ def set_app(signature: Signature, app: Any) -> None:
     signature._app = app
 
 
+class _Child:
+    """What ``Context.children`` holds, without the backend that an ``AsyncResult`` would open, here and now."""
+
+    __slots__ = ("id",)
+
+    def __init__(self, task_id: str) -> None:
+        self.id = task_id
+
+    def as_tuple(self) -> tuple[tuple[str, None], None]:
+        return (self.id, None), None
+
+
 def trail(task_id: str) -> None:
     """Note a task that the running one has called among its children, as ``Task.add_trail`` does."""
     execution = current_execution()
     if execution is not None and execution.task.trail:
-        execution.request.children.append(AsyncResult(task_id, app=execution.task.app))
+        execution.request.children.append(_Child(task_id))
 
 
 def has_custom(task: Any, name: str) -> bool:

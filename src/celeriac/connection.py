@@ -10,6 +10,7 @@ from typing import Any
 from celeriac.brokers.base import Broker
 from celeriac.brokers.urls import broker_for
 from celeriac.calls import CallBuilder
+from celeriac.config import Settings
 from celeriac.publisher import Publisher
 from celeriac.stores.base import Store
 from celeriac.stores.urls import store_for
@@ -81,7 +82,8 @@ class Connections:
         return broker_for(settings.broker_url, lease=settings.lease, options=settings.transport_options)
 
     async def _open(self) -> Connection:
-        settings = self._app.settings
+        # In a thread: reading the configuration imports modules.
+        settings = await asyncio.to_thread(self._load)
         broker = self.make_broker()
         store = store_for(settings.result_backend or "disabled://", expires=settings.result_expires)
         await broker.open()
@@ -90,6 +92,10 @@ class Connections:
         except BaseException:
             await broker.close()
             raise
-        self._app.finalize(auto=True)
         publisher = Publisher(broker, store, deadline=settings.publish_deadline)
         return Connection(broker, store, publisher, CallBuilder(self._app))
+
+    def _load(self) -> Settings:
+        settings: Settings = self._app.settings
+        self._app.finalize(auto=True)
+        return settings

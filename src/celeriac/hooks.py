@@ -8,7 +8,15 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Protocol
 
-__all__ = ["DeliveryReceived", "ExecutionFinished", "ExecutionStarted", "Hook", "HookEvent", "Published", "Settled"]
+__all__ = [
+    "DeliveryReceived",
+    "ExecutionFinished",
+    "ExecutionStarted",
+    "Hook",
+    "HookEvent",
+    "Published",
+    "Settled",
+]
 
 
 @dataclass(frozen=True, slots=True)

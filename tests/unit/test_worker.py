@@ -1,4 +1,4 @@
-"""What a task may count on while it runs in our worker, on memory."""
+"""What a task may count on while it runs in our worker."""
 
 from __future__ import annotations
 
@@ -17,9 +17,9 @@ from celeriac.errors import TaskRevoked
 from celeriac.worker.embedded import run_embedded
 
 
-@pytest.fixture
-def celery() -> Celery:
-    url = f"memory://{uuid4()}"
+@pytest.fixture(params=["memory", "sqlite"])
+def celery(request: pytest.FixtureRequest, database_url: str) -> Celery:
+    url = f"memory://{uuid4()}" if request.param == "memory" else database_url
     app = Celery("unit", broker=url, backend=url, set_as_current=False)
     app.conf.celeriac_shutdown_grace = 1.0
     return app
@@ -119,7 +119,7 @@ async def test_requests_of_interleaved_tasks_are_told_apart(celery: Celery) -> N
     async with working(celery):
         handles = [await who.enqueue(0.05 - i * 0.005) for i in range(10)]
         for handle in handles:
-            assert await handle.result(5) == [handle.id] * 3
+            assert await handle.result(5) == (handle.id, handle.id, handle.id)
 
 
 async def test_soft_limit_is_raised_inside_and_hard_limit_ends_a_coroutine(celery: Celery) -> None:

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import traceback as traceback_module
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from typing import Any
 
 from celery import states
 from celery.exceptions import Ignore, Reject, Retry, TaskRevokedError, TimeLimitExceeded
 from pydantic_core import to_jsonable_python
 
+from celeriac.brokers.base import Publication
 from celeriac.errors import CeleriacError, ContentDisallowed, MalformedMessage
 from celeriac.protocol.codec import dumps
 from celeriac.protocol.settlement import Outcome
@@ -36,6 +37,12 @@ class Ending:
     reason: str = ""
     result: str | None = None
     traceback: str | None = None
+    retries: tuple[Publication, ...] = ()
+
+    def become(self, other: Ending) -> None:
+        """It ended otherwise: what had to be done on the way out has failed."""
+        for field in fields(self):
+            setattr(self, field.name, getattr(other, field.name))
 
     @property
     def succeeded(self) -> bool:

@@ -6,15 +6,17 @@ safe: successors, then result, then settlement. A crash between two of them repe
 
 from __future__ import annotations
 
+import asyncio
 import time
 from collections.abc import Mapping
 from concurrent.futures import Executor as ThreadExecutor
 from typing import Any
 
 from celery import states
+from celery.canvas import Signature
 
-from celeriac.brokers.base import Settlement
-from celeriac.calls import CallBuilder
+from celeriac.brokers.base import Publication, Settlement
+from celeriac.calls import CallBuilder, NotNative
 from celeriac.compat import enter_execution, pop_task, push_task, trailed_children
 from celeriac.protocol.codec import dumps
 from celeriac.protocol.settlement import Action, Outcome, decide
@@ -101,20 +103,30 @@ class Executor:
 
     async def _conclude(self, execution: Execution, profile: TaskProfile, ending: Ending) -> None:
         """Publish what follows, and store the result."""
-        if ending.succeeded:
-            try:
+        try:
+            if ending.succeeded:
                 ending.result = self._encode(execution, profile, ending.value)
                 await before_result(execution, ending.value)
-            except Exception as exc:  # noqa: BLE001 - recorded as the task's failure
-                ending_error = ending_of(exc)
-                ending.outcome, ending.state, ending.error = ending_error.outcome, ending_error.state, exc
-                ending.result, ending.traceback = ending_error.result, ending_error.traceback
+            if execution.held_retries:
+                ending.retries = await self._prepare_retries(execution)
+        except Exception as exc:  # noqa: BLE001 - whatever it is, it is how the task ended
+            ending.become(ending_of(exc))
         await self._record(execution, ending)
         if ending.succeeded:
             await after_result(execution, ending.value)
         elif ending.failed or ending.state == states.REVOKED:
             await after_failure(execution, ending)
         await self._reporter.concluded(execution, profile, ending)
+
+    async def _prepare_retries(self, execution: Execution) -> tuple[Publication, ...]:
+        """The messages of the next attempts, to be published with the settlement of this one."""
+        publications = []
+        for signature in execution.held_retries:
+            try:
+                publications.append(self._calls.build_retry(signature).publication)
+            except NotNative:
+                await asyncio.to_thread(Signature.apply_async, signature)
+        return tuple(publications)
 
     @staticmethod
     def _encode(execution: Execution, profile: TaskProfile, value: Any) -> str | None:
@@ -141,12 +153,9 @@ class Executor:
 
     async def _settle(self, execution: Execution, ending: Ending) -> None:
         profile = self._profiles.get(execution.name)
-        publications = tuple(
-            self._calls.build_retry(signature).publication for signature in execution.held_retries
-        )
         if execution.acknowledged:
-            if publications:
-                await self._settler.publish(publications)
+            if ending.retries:
+                await self._settler.publish(ending.retries)
             return
         action = decide(ending.outcome, profile.acks if profile else None)
         due = None
@@ -159,7 +168,7 @@ class Executor:
                 due=due,
                 counted=ending.outcome is not Outcome.HANDED_BACK,
                 reason=ending.reason,
-                publications=publications,
+                publications=ending.retries,
             )
         )
 

@@ -1,0 +1,60 @@
+"""An app whose tasks write down each start and each end, for tests that kill its processes.
+
+One append-only file per process, written with O_APPEND and a single ``write`` per line: what was written survives
+SIGKILL of the writer.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import time
+from pathlib import Path
+from typing import Any
+
+from celeriac import Celery
+
+celery = Celery("ledger")
+celery.conf.celeriac_lease = float(os.environ.get("LEDGER_LEASE", "2"))
+celery.conf.celeriac_shutdown_grace = float(os.environ.get("LEDGER_GRACE", "10"))
+
+LEDGER = Path(os.environ.get("LEDGER", "ledger"))
+
+
+def note(what: str, task_id: str) -> None:
+    LEDGER.mkdir(exist_ok=True)
+    line = f"{what} {task_id} {os.getpid()} {time.time()}\n".encode()
+    file = os.open(LEDGER / f"{os.getpid()}.log", os.O_WRONLY | os.O_APPEND | os.O_CREAT)
+    try:
+        os.write(file, line)
+    finally:
+        os.close(file)
+
+
+@celery.task(bind=True)
+async def work(self: Any, seconds: float = 0.0) -> str:
+    task_id: str = self.request.id
+    note("start", task_id)
+    await asyncio.sleep(seconds)
+    note("end", task_id)
+    return task_id
+
+
+@celery.task(bind=True)
+def work_in_thread(self: Any, seconds: float = 0.0) -> str:
+    task_id: str = self.request.id
+    note("start", task_id)
+    time.sleep(seconds)
+    note("end", task_id)
+    return task_id
+
+
+@celery.task(bind=True)
+async def kill_worker(self: Any) -> None:
+    note("start", self.request.id)
+    os.kill(os.getpid(), 9)
+
+
+@celery.task
+def add(x: int, y: int) -> int:
+    return x + y
