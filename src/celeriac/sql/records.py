@@ -182,16 +182,10 @@ def cancelled(connection: Connection, task_ids: Iterable[str]) -> set[str]:
     return set(connection.execute(_cancelled, {"ids": dump(task_ids)}).scalars())
 
 
-_unready = sa.select(_record.task_id).where(_among, sa.not_(_is_ready))
-_unmarked = sa.and_(_among, sa.not_(_is_ready), _record.cancel_requested_at.is_(None))
-_announce_cancel = sa.insert(event).from_select(
-    ["record_id", "kind", "data", "at"],
-    sa.select(_record.id, sa.literal_column("'cancel'"), sa.literal_column("'null'"), _now).where(_unmarked),
-)
-_mark = sa.update(task_record).where(_unmarked).values(cancel_requested_at=_now)
+_waits = _record.status.in_([sa.literal_column("'PENDING'"), sa.literal_column("'RETRY'")])
 _revoke = (
     sa.update(task_record)
-    .where(_among, _record.status.in_([sa.literal_column("'PENDING'"), sa.literal_column("'RETRY'")]))
+    .where(_among, _waits)
     .values(
         status="REVOKED",
         result=sa.bindparam("result", type_=sa.LargeBinary()),
@@ -205,23 +199,43 @@ _revoke = (
 )
 
 
+def _marking(scope: sa.ColumnElement[bool]) -> tuple[sa.Select[Any], sa.Insert, sa.Update]:
+    unmarked = sa.and_(_among, scope, _record.cancel_requested_at.is_(None))
+    rows = sa.select(_record.id, sa.literal_column("'cancel'"), sa.literal_column("'null'"), _now)
+    return (
+        sa.select(_record.task_id).where(_among, scope),
+        sa.insert(event).from_select(["record_id", "kind", "data", "at"], rows.where(unmarked)),
+        sa.update(task_record).where(unmarked).values(cancel_requested_at=_now),
+    )
+
+
+_mark_unready = _marking(sa.not_(_is_ready))
+_mark_waiting = _marking(_waits)
+
+
 def request_cancel(
-    connection: Connection, task_ids: Iterable[str], now: float, *, result: str, error: str | None
+    connection: Connection,
+    task_ids: Iterable[str],
+    now: float,
+    *,
+    result: str,
+    error: str | None,
+    running: bool = True,
 ) -> set[str]:
     """Mark these tasks as cancelled, and revoke those that wait; ``result`` and ``error`` are what they get.
 
-    Returns the ids of those that had not ended.
+    Without ``running`` those that run go on unmarked. Returns the ids of those that are marked now.
     """
+    select, announce, mark = _mark_unready if running else _mark_waiting
     ids = {"ids": dump(task_ids)}
-    unready = set(connection.execute(_unready, ids).scalars())
-    if unready:
-        connection.execute(_announce_cancel, {**ids, "now": now})
-        connection.execute(_mark, {**ids, "now": now})
+    found = set(connection.execute(select, ids).scalars())
+    if found:
+        connection.execute(announce, {**ids, "now": now})
+        connection.execute(mark, {**ids, "now": now})
         done = datetime.fromtimestamp(now, UTC).replace(tzinfo=None)
-        connection.execute(
-            _revoke, {**ids, "now": now, "result": result.encode(), "error": error, "date_done": done}
-        )
-    return unready
+        ending = {"now": now, "result": result.encode(), "error": error, "date_done": done}
+        connection.execute(_revoke, {**ids, **ending})
+    return found
 
 
 # Written before the others go, so that the newest event is never deleted.

@@ -27,6 +27,7 @@ __all__ = [
     "message",
     "metadata",
     "queue",
+    "task_group",
     "task_record",
     "triggers",
 ]
@@ -155,6 +156,18 @@ sa.Index(
 )
 # Celery's own; for deleting what has expired.
 sa.Index("ix_celery_taskmeta_date_done", task_record.c.date_done)
+
+# Celery's own, for groups.
+task_group = sa.Table(
+    "celery_tasksetmeta",
+    metadata,
+    sa.Column("id", _Id, primary_key=True, autoincrement=True),
+    sa.Column("taskset_id", sa.String(155), unique=True),
+    sa.Column("result", sa.LargeBinary),
+    sa.Column("date_done", sa.DateTime),
+    sqlite_autoincrement=True,
+)
+sa.Index("ix_celery_tasksetmeta_date_done", task_group.c.date_done)
 
 # ``record_id`` and not the task's id: random ids would scatter the index, and every event would write a page
 # of its own. The newest event is never deleted, so that an id is never used again.

@@ -54,46 +54,36 @@ class Entry(NamedTuple):
 
 _COLUMNS = Entry._fields[:-1]
 
-#: What the publisher knows, and any later transition may add or change.
-_CALL = (
-    "name",
-    "queue",
-    "args",
-    "kwargs",
-    "owner",
-    "root_id",
-    "parent_id",
-    "group_id",
-    "eta",
-    "expires_at",
-    "retries",
-)
+#: What a call is, once and for all; what is known stays (its arguments may have been redacted).
+_CALL = ("name", "args", "kwargs", "owner", "root_id", "parent_id", "group_id")
+
+#: What each delivery of it may have of its own.
+_DELIVERY = ("queue", "eta", "expires_at", "retries")
 
 _LISTED = ", ".join(_COLUMNS)
-_FILLED = ", ".join(f"{name} = coalesce(record.{name}, excluded.{name})" for name in _CALL)
+
+
+def _filled(*columns: str) -> str:
+    return ", ".join(f"{name} = coalesce(record.{name}, excluded.{name})" for name in columns)
 
 
 def _changed(*columns: str) -> str:
     return ", ".join(f"{name} = coalesce(excluded.{name}, record.{name})" for name in columns)
 
 
-#: What a replay takes from its transition alone.
-_RENEWED = ("eta", "expires_at", "retries")
-
 # Never touches the status: the triggers take an update of that for a new state.
 _CREATE = f"""
 INSERT INTO celery_taskmeta AS record ({_LISTED}, enqueued_at, version)
 SELECT {_LISTED}, changed_at, 1 FROM ({{batch}}) WHERE true
 ON CONFLICT (task_id) DO UPDATE SET
-  {_FILLED},
-  enqueued_at = coalesce(record.enqueued_at, excluded.enqueued_at)
+  {_filled(*_CALL, *_DELIVERY, "enqueued_at")}
 """
 
 _REPLAY = f"""
 INSERT INTO celery_taskmeta AS record ({_LISTED}, enqueued_at, version)
 SELECT {_LISTED}, changed_at, 1 FROM ({{batch}}) WHERE true
 ON CONFLICT (task_id) DO UPDATE SET
-  {_changed(*(name for name in _CALL if name not in _RENEWED))},
+  {_changed(*_CALL, "queue")},
   status = excluded.status, changed_at = excluded.changed_at, enqueued_at = excluded.enqueued_at,
   eta = excluded.eta, expires_at = excluded.expires_at, retries = coalesce(excluded.retries, 0),
   worker = NULL, result = NULL, traceback = NULL, error = NULL, children = NULL, progress = NULL,
@@ -121,7 +111,7 @@ SELECT {_LISTED},
   {_FIRST_ATTEMPT}, 1
 FROM ({{batch}}) WHERE true
 ON CONFLICT (task_id) DO UPDATE SET
-  {_changed(*_CALL, "worker", "children")},
+  {_filled(*_CALL)}, {_changed(*_DELIVERY, "worker", "children")},
   status = excluded.status, changed_at = excluded.changed_at, result = excluded.result,
   traceback = excluded.traceback, error = excluded.error, date_done = excluded.date_done,
   started_at = coalesce(excluded.started_at, record.started_at), finished_at = excluded.finished_at,

@@ -2,7 +2,7 @@
 
 We raise ``version`` with every state that we write, and set all columns ourselves. A stock worker does not know
 ``version``, so a write that leaves it as it was is foreign: the trigger then fills in what only we keep (times,
-attempts), and puts back what a stock backend blanks out when it does not know it.
+attempts), and puts back what a stock backend blanks out where it does not know it.
 """
 
 from __future__ import annotations
@@ -72,12 +72,11 @@ def _complete(attempts_before: str, kept: str = "") -> str:
   WHERE id = NEW.id;"""
 
 
-def _or_old(*columns: str) -> str:
-    # A stock backend encodes an argument list that it does not know as JSON's null.
-    return "".join(f"{name} = coalesce(nullif(NEW.{name}, x'6e756c6c'), OLD.{name}), " for name in columns)
-
-
-_KEPT = _or_old("name", "args", "kwargs", "worker", "retries", "queue")
+# As for our own writes: what a call is stays, what a delivery has of its own may change.
+_KEPT = "".join(
+    [f"{name} = coalesce(OLD.{name}, NEW.{name}), " for name in ("name", "args", "kwargs")]
+    + [f"{name} = coalesce(NEW.{name}, OLD.{name}), " for name in ("worker", "retries", "queue")]
+)
 
 _STATEMENTS = {
     "celeriac_record_created": f"""

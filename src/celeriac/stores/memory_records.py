@@ -8,7 +8,7 @@ from collections import defaultdict
 from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from itertools import count, islice
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 from celery import states
 
@@ -17,6 +17,8 @@ from celeriac.stores.rows import CANCELLED, Row, micros
 from celeriac.stores.transitions import advance, state_event
 
 __all__ = ["Change", "MemoryRecords"]
+
+_WAITING = frozenset({states.PENDING, states.RETRY})
 
 _ASCII_LOWER = str.maketrans(string.ascii_uppercase, string.ascii_lowercase)
 
@@ -36,8 +38,9 @@ class MemoryRecords:
     _named_lock = threading.Lock()
 
     def __init__(self) -> None:
-        self.groups: dict[str, Any] = {}
-        self._changed = threading.Condition()
+        #: What Celery's groups consist of, as JSON.
+        self.groups: dict[str, str] = {}
+        self._changed = threading.Condition()  # its lock is reentrant
         self._rows: dict[str, Row] = {}
         self._events: defaultdict[str, list[tuple[int, str, str, int]]] = defaultdict(list)
         self._numbers = count(1)
@@ -140,20 +143,27 @@ class MemoryRecords:
             rows = (row for row in reversed(self._rows.values()) if before is None or row.number < before)
             return list(islice(filter(matches, rows), limit))
 
-    def request_cancel(self, task_ids: Iterable[str], now: float) -> Collection[str]:
-        """Mark tasks as cancelled, and revoke those that wait. Returns those that had not ended."""
+    def request_cancel(self, task_ids: Iterable[str], now: float, *, running: bool = True) -> Collection[str]:
+        """Mark tasks as cancelled, and revoke those that wait. Returns those that are marked now.
+
+        Without ``running`` those that run go on unmarked.
+        """
         with self._changed:
-            unready = {row.task_id: row for row in self._existing(task_ids) if row.state not in READY_STATES}
+            found = {
+                row.task_id: row
+                for row in self._existing(task_ids)
+                if row.state in _WAITING or (running and row.state not in READY_STATES)
+            }
             changes: list[Change] = []
-            for task_id, row in unready.items():
+            for task_id, row in found.items():
                 if row.cancel_requested_at is None:
                     self._rows[task_id] = row._replace(cancel_requested_at=micros(now))
                     changes.append(Change(task_id, "cancel"))
-                if row.state in (states.PENDING, states.RETRY):
+                if row.state in _WAITING:
                     revoke = Transition(task_id=task_id, state=states.REVOKED, at=now, result=CANCELLED)
                     changes += filter(None, [self._apply(revoke)])
             self._tell(changes)
-            return set(unready)
+            return set(found)
 
     def cancelled(self, task_ids: Iterable[str]) -> Collection[str]:
         """Which of these are marked as cancelled, or revoked."""

@@ -112,7 +112,9 @@ class Transition:
       ``replay`` is set, which starts the record over: state ``PENDING``, enqueued at ``at``, ``eta``, ``expires`` and
       ``retries`` those of the transition, result, progress, worker, start, finish and cancel mark cleared, attempts
       kept.
-    - Any other state takes ``result`` and ``traceback`` from the transition, ``None`` too: they belong to the state.
+    - Any other state fills in name, arguments, owner and relations where they are empty, and never changes them (they
+      may have been redacted); it changes ``queue``, ``eta``, ``expires``, ``retries``, ``worker`` and ``children``.
+      It takes ``result`` and ``traceback`` from the transition, ``None`` too: they belong to the state.
     - ``STARTED`` sets ``started_at`` and ``worker`` and adds an attempt; the last 20 are kept.
     - ``RETRY``, ``FAILURE``, ``SUCCESS``, ``REVOKED`` and custom states end or update the last attempt, unless it has
       ended; the ready ones set ``finished_at``, the others clear it.

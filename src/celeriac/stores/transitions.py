@@ -6,6 +6,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Iterable
 from typing import Any
 
 from celery import states
@@ -17,8 +18,11 @@ __all__ = ["advance", "state_event"]
 
 _ATTEMPTS_KEPT = 20
 _ENDS_ATTEMPT = READY_STATES | {states.RETRY}
-_CALL = ("name", "queue", "args", "kwargs", "owner", "root_id", "parent_id", "group_id", "retries")
-_CALL_TIMES = ("eta", "expires")
+
+#: What a call is, once and for all; and what each delivery of it may have of its own.
+_CALL = ("name", "args", "kwargs", "owner", "root_id", "parent_id", "group_id")
+_DELIVERY = ("queue", "eta", "expires", "retries")
+_TIMES = frozenset({"eta", "expires"})
 
 
 def advance(row: Row | None, step: Transition, number: int) -> tuple[Row, bool] | None:
@@ -31,30 +35,31 @@ def advance(row: Row | None, step: Transition, number: int) -> tuple[Row, bool] 
         row = Row(number, step.task_id, step.state, **_given(step))
         return (row._replace(enqueued_at=micros(step.at)) if creates else _enter(row, step)), True
     if creates and not step.replay:
-        return _fill(row, step), False
+        enqueued = micros(step.at) if row.enqueued_at is None else row.enqueued_at
+        return _fill(row, step)._replace(enqueued_at=enqueued), False
     if creates:
         return _start_over(row, step), True
     if not _applies(row, step):
         return None
-    return _enter(row._replace(**_given(step)), step), True
+    return _enter(_fill(row, step, _CALL)._replace(**_given(step, _DELIVERY)), step), True
 
 
-def _given(step: Transition) -> dict[str, Any]:
-    given = {name: value for name in _CALL if (value := getattr(step, name)) is not None}
-    given |= {name: micros(value) for name in _CALL_TIMES if (value := getattr(step, name)) is not None}
-    return given
+def _given(step: Transition, names: Iterable[str] = (*_CALL, *_DELIVERY)) -> dict[str, Any]:
+    return {
+        name: micros(value) if name in _TIMES else value
+        for name in names
+        if (value := getattr(step, name)) is not None
+    }
 
 
-def _fill(row: Row, step: Transition) -> Row:
-    missing = {name: value for name, value in _given(step).items() if getattr(row, name) is None}
-    if row.enqueued_at is None:
-        missing["enqueued_at"] = micros(step.at)
-    return row._replace(**missing)
+def _fill(row: Row, step: Transition, names: Iterable[str] = (*_CALL, *_DELIVERY)) -> Row:
+    given = _given(step, names)
+    return row._replace(**{name: value for name, value in given.items() if getattr(row, name) is None})
 
 
 def _start_over(row: Row, step: Transition) -> Row:
     fresh = Row(row.number, row.task_id, states.PENDING, attempts=row.attempts, enqueued_at=micros(step.at))
-    kept = {name: getattr(row, name) for name in _CALL}
+    kept = {name: getattr(row, name) for name in (*_CALL, "queue")}
     return fresh._replace(**{**kept, "retries": 0, **_given(step)})
 
 

@@ -4,9 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from typing import Any
-
-from sqlalchemy.engine import make_url
-from sqlalchemy.exc import ArgumentError
+from urllib.parse import unquote, urlsplit
 
 from celeriac.errors import ConfigurationError
 from celeriac.stores.base import Store
@@ -14,7 +12,7 @@ from celeriac.stores.disabled import DisabledStore
 from celeriac.stores.memory import MemoryStore
 from celeriac.stores.sql import SQLStore
 
-__all__ = ["store_for"]
+__all__ = ["memory_name", "store_for"]
 
 _SUPPORTED = "sqlite:///celery.db (or db+sqlite:///celery.db), memory:// and disabled://"
 
@@ -33,21 +31,15 @@ def store_for(
     if scheme == "disabled":
         return DisabledStore()
     if scheme == "memory":
-        return MemoryStore(rest.strip("/"), expires=expires)
+        return MemoryStore(memory_name(url), expires=expires)
     if scheme in ("sqlite", "db+sqlite"):
-        return SQLStore(_sqlite_url(f"sqlite://{rest}"), expires=expires)
+        return SQLStore(f"sqlite://{rest}", expires=expires)
     raise ConfigurationError(
         f"There is no store for the result backend {scheme!r}. Supported are {_SUPPORTED}."
     )
 
 
-def _sqlite_url(url: str) -> str:
-    try:
-        database = make_url(url).database
-    except (ArgumentError, ValueError) as exc:
-        raise ConfigurationError(f"The result backend {url!r} is no URL: {exc}") from exc
-    if not database or database == ":memory:":
-        raise ConfigurationError(
-            f"The result backend {url!r} names no file. For a store in memory use memory://."
-        )
-    return url
+def memory_name(url: str) -> str:
+    """The name of the records that ``memory://name`` means."""
+    parts = urlsplit(url)
+    return unquote(parts.netloc + parts.path).strip("/")
