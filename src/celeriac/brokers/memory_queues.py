@@ -57,6 +57,7 @@ class MemoryQueues:
         # Both kinds of heap keep entries of messages that have changed since; those are passed over.
         self._ready: defaultdict[str, list[tuple[int, int, int]]] = defaultdict(list)
         self._moving: list[tuple[float, int, int]] = []
+        self._expiring: list[tuple[float, int]] = []
         self._listeners: dict[object, Callable[[], None]] = {}
 
     @classmethod
@@ -88,6 +89,8 @@ class MemoryQueues:
             for draft in drafts:
                 message = _Message(next(self._ids), draft, state=DELAYED)
                 self._messages[message.id] = message
+                if draft.expires is not None:
+                    heapq.heappush(self._expiring, (draft.expires, message.id))
                 self._place(message, READY if draft.due is None else DELAYED, draft.due)
         self._tell()
 
@@ -106,7 +109,9 @@ class MemoryQueues:
                     message.leases += 1
                     message.deliveries += 1
                     self._place(message, LEASED, now + lease)
-                    taken.append(Taken(message.tag, queue, message.deliveries, message.draft.envelope))
+                    taken.append(
+                        Taken(message.tag, queue, message.deliveries, message.draft.envelope.encode())
+                    )
         return taken
 
     def settle(
@@ -168,6 +173,20 @@ class MemoryQueues:
             for message in gone:
                 self._remove(message)
         return len(gone)
+
+    def drop_expired(self, now: float) -> int:
+        """Delete messages that have expired undelivered. Returns how many."""
+        with self._lock:
+            expired: list[tuple[float, int]] = []
+            while self._expiring and self._expiring[0][0] <= now:
+                expired.append(heapq.heappop(self._expiring))
+            found = [(entry, self._messages[entry[1]]) for entry in expired if entry[1] in self._messages]
+            for entry, message in found:
+                if message.state in (READY, DELAYED):
+                    self._remove(message)
+                elif message.state == LEASED:
+                    heapq.heappush(self._expiring, entry)  # its consumer may still put it back
+        return sum(message.state in (READY, DELAYED) for _, message in found)
 
     def dead_letters(self, queue: str | None, limit: int) -> list[Buried]:
         """The dead letters of one queue, or of all, newest first."""
