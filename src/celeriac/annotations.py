@@ -120,7 +120,8 @@ ANY = Converter()
 
 def converter_of(annotation: Any) -> Converter:
     """The converter of an annotation that is resolved; :data:`ANY` when pydantic cannot use it."""
-    if annotation in (Any, object, inspect.Parameter.empty):
+    # By identity: what annotates a parameter may be anything, and compare to anything else as it likes.
+    if annotation is Any or annotation is object or annotation is inspect.Parameter.empty:
         return ANY
     try:
         adapter = TypeAdapter(annotation)

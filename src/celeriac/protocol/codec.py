@@ -68,7 +68,7 @@ def loads(text: str | bytes | bytearray | memoryview, what: str = "The text") ->
             text = bytes(text).decode("utf-8")
         # Plain JSON is most of what travels, and reading it without a hook takes half the time. A key written with
         # escapes may hide a tag from the first test, hence the second.
-        if "__type__" in text or "\\u00" in text:
+        if "__type__" in text or ("\\" in text and "\\u00" in text):
             return _decode_tagged(text)
         return _decode_plain(text)
     except MemoryError:  # says nothing about the text
