@@ -23,7 +23,7 @@ from celeriac.protocol.codec import dumps
 from celeriac.protocol.message import TaskMessageBuilder
 from celeriac.stores.records import Transition
 
-__all__ = ["Call", "CallBuilder", "NotNative"]
+__all__ = ["Call", "CallBuilder", "NotNative", "planned"]
 
 #: Options that only Celery's own, synchronous publishing understands.
 _SYNCHRONOUS_OPTIONS = frozenset(
@@ -233,6 +233,21 @@ class CallBuilder:
         if priority is None:
             priority = self._app.conf.task_default_priority
         return root_id, parent_id, priority
+
+
+def planned(embed: Mapping[str, Any], *, root_id: str, at: float) -> list[Transition]:
+    """Records for the tasks that a message already names, but that are published later: its chain and its chord's body.
+
+    Without them the end of a chain, whose handle the caller has, would be an unknown id until its turn comes.
+    """
+    signatures = [*(embed.get("chain") or ()), *([embed["chord"]] if embed.get("chord") else ())]
+    found = []
+    for signature in signatures:
+        task_id = (signature.get("options") or {}).get("task_id")
+        if task_id:
+            name = None if signature.get("subtask_type") else signature.get("task")
+            found.append(Transition(task_id=task_id, state="PENDING", at=at, name=name, root_id=root_id))
+    return found
 
 
 def _with_task_defaults(task: Any, options: dict[str, Any]) -> dict[str, Any]:

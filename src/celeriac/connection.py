@@ -98,4 +98,5 @@ class Connections:
     def _load(self) -> Settings:
         settings: Settings = self._app.settings
         self._app.finalize(auto=True)
+        _ = self._app.amqp.router, self._app.amqp.default_queue
         return settings

@@ -12,6 +12,7 @@ from celery.app.control import Control
 from celery.utils.log import get_logger
 from kombu.utils.functional import maybe_list
 
+from celeriac.calls import planned
 from celeriac.errors import StoreUnavailable
 from celeriac.protocol.codec import dumps
 from celeriac.stores.records import Transition
@@ -38,7 +39,9 @@ class RecordingAMQP(AMQP):  # type: ignore[misc]
         if not hasattr(backend, "record_published") or "id" not in message.headers:
             return
         try:
-            backend.record_published([_first_transition(self.app, name, message, options)])
+            first = _first_transition(self.app, name, message, options)
+            root_id = first.root_id or first.task_id
+            backend.record_published([first, *planned(message.body[2], root_id=root_id, at=first.at)])
         except StoreUnavailable as exc:
             # The task itself is the broker's business; its worker makes up for the record.
             logger.warning("The store did not record task %s: %s", message.headers["id"], exc)

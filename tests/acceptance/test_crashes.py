@@ -23,6 +23,12 @@ async def until(condition: Callable[[], bool], timeout: float = 30.0) -> None:
             await asyncio.sleep(0.02)
 
 
+async def until_async(fetch: Callable[[], Awaitable[object]], count: int) -> None:
+    async with asyncio.timeout(30):
+        while len(await fetch()) != count:  # type: ignore[arg-type]
+            await asyncio.sleep(0.05)
+
+
 async def finish_all(ledger: Ledger, ids: list[str], timeout: float = 60.0) -> None:
     handles = [ledger.client.handle(task_id) for task_id in ids]
     async with asyncio.timeout(timeout):
@@ -63,7 +69,9 @@ async def test_sigterm_finishes_what_runs_and_leaves_the_rest_to_the_next_worker
     assert set(ledger.lines("start").values()) == {1}
 
 
-async def test_what_does_not_finish_in_the_grace_period_is_handed_back(tmp_path: Path, launcher: Launcher) -> None:
+async def test_what_does_not_finish_in_the_grace_period_is_handed_back(
+    tmp_path: Path, launcher: Launcher
+) -> None:
     ledger = Ledger(tmp_path / "app", launcher, {"LEDGER_GRACE": "0.2", "LEDGER_LEASE": "300"})
     worker = await asyncio.to_thread(ledger.start_worker)
     async with ledger.client:
@@ -99,12 +107,15 @@ async def test_a_task_that_kills_its_worker_ends_as_a_dead_letter(tmp_path: Path
         await asyncio.to_thread(ledger.start_worker)
         with pytest.raises(Exception, match="delivered 5 times without an outcome"):
             await handle.result(30)
+        await until_async(ledger.client.broker.dead_letters, 1)
         letters = await ledger.client.broker.dead_letters()
         assert [letter.task_id for letter in letters] == [handle.id]
         assert ledger.lines("start")[handle.id] == 5
 
 
-async def test_a_long_task_keeps_its_lease_even_while_the_loop_is_blocked(tmp_path: Path, launcher: Launcher) -> None:
+async def test_a_long_task_keeps_its_lease_even_while_the_loop_is_blocked(
+    tmp_path: Path, launcher: Launcher
+) -> None:
     ledger = Ledger(tmp_path / "app", launcher, {"LEDGER_LEASE": "0.5"})
     for name in ("one", "two"):
         await asyncio.to_thread(ledger.start_worker, "-n", f"{name}@%h")
@@ -129,16 +140,14 @@ async def test_malformed_messages_are_dead_lettered_and_the_worker_goes_on(ledge
             producer = connection.Producer()
             await asyncio.to_thread(producer.publish, "not a task", routing_key="celery", serializer="json")
             await asyncio.to_thread(
-                producer.publish, b"\x80\x04N.", routing_key="celery", content_type="application/x-python-serialize",
-                content_encoding="binary", headers={"id": "pickled", "task": "ledger.add"},
+                producer.publish,
+                b"\x80\x04N.",
+                routing_key="celery",
+                content_type="application/x-python-serialize",
+                content_encoding="binary",
+                headers={"id": "pickled", "task": "ledger.add"},
             )
-        await until_async(lambda: ledger.client.broker.dead_letters(), 2)
+        await until_async(ledger.client.broker.dead_letters, 2)
         assert await (await ledger.client.enqueue("ledger.add", (1, 2))).result(10) == 3
         assert await ledger.client.handle("pickled").state() == "FAILURE"
     assert worker.running
-
-
-async def until_async(fetch: Callable[[], Awaitable[object]], count: int) -> None:
-    async with asyncio.timeout(30):
-        while len(await fetch()) != count:  # type: ignore[arg-type]
-            await asyncio.sleep(0.05)

@@ -51,7 +51,11 @@ async def test_coroutines_functions_and_generators_return_what_they_return(celer
         assert await (await triple.enqueue(x=2)).result(5) == 6
         handle = await words.enqueue("one two three")
         assert await handle.result(5) is None
-        assert [event.data async for event in handle.events() if event.kind == "value"] == ["one", "two", "three"]
+        assert [event.data async for event in handle.events() if event.kind == "value"] == [
+            "one",
+            "two",
+            "three",
+        ]
 
 
 async def test_a_failure_is_raised_as_what_the_task_raised(celery: Celery) -> None:
@@ -250,7 +254,9 @@ async def test_an_unknown_task_is_parked_and_then_dead_lettered(celery: Celery) 
         handle = await celery.enqueue("nobody.knows", (1,))
         with pytest.raises(Exception, match=r"nobody\.knows"):
             await handle.result(5)
-        letters = await celery.broker.dead_letters()
+        async with asyncio.timeout(5):
+            while not (letters := await celery.broker.dead_letters()):
+                await asyncio.sleep(0.01)
         assert [letter.task_id for letter in letters] == [handle.id]
         assert "unknown task" in letters[0].reason
 

@@ -61,7 +61,9 @@ class Executor:
         """
         enter_execution(execution)
         if done:
-            await self._settle(execution, Ending(Outcome.SUCCEEDED, None))
+            exhausted = execution.delivery.deliveries > self._delivery_limit
+            outcome = Outcome.EXHAUSTED if exhausted else Outcome.SUCCEEDED
+            await self._settle(execution, Ending(outcome, None, reason="its record has ended"))
             return
         ending = refusal_of(execution, revoked=revoked, delivery_limit=self._delivery_limit)
         if ending is None:
