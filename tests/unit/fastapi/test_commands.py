@@ -1,0 +1,111 @@
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+from fastapi import Depends
+
+
+def nobody() -> None: ...
+
+
+OPEN = [{"insecure": True}, {"dependencies": [Depends(nobody)]}, {"owner": Depends(lambda: "ann")}]
+
+
+@pytest.mark.parametrize("command", ["cancel", "retry"])
+async def test_commands_are_closed_by_default_and_say_how_to_open_them(
+    client: Any, feed: Any, command: str
+) -> None:
+    await feed.enqueued()
+
+    answer = await client().post(f"/tasks/t1/{command}")
+
+    assert answer.status_code == 403
+    assert answer.headers["content-type"] == "application/problem+json"
+    for option in ("dependencies", "owner", "insecure"):
+        assert option in answer.json()["detail"]
+    assert (await feed.store.get(["t1"]))["t1"].state == "PENDING"
+
+
+@pytest.mark.parametrize("options", [{"dependencies": []}, {"insecure": False}])
+async def test_an_empty_list_opens_nothing(client: Any, feed: Any, options: dict[str, Any]) -> None:
+    await feed.enqueued()
+
+    assert (await client(**options).post("/tasks/t1/cancel")).status_code == 403
+
+
+@pytest.mark.parametrize("options", OPEN, ids=lambda options: next(iter(options)))
+async def test_a_waiting_task_is_cancelled_at_once(client: Any, feed: Any, options: dict[str, Any]) -> None:
+    await feed.enqueued(owner="ann")
+
+    answer = await client(**options).post("/tasks/t1/cancel")
+
+    assert answer.status_code == 202
+    assert answer.json() == {"task_id": "t1", "state": "REVOKED", "cancelled": True}
+
+
+async def test_a_running_task_is_marked(client: Any, feed: Any) -> None:
+    await feed.started()
+    http = client(insecure=True)
+
+    answer = await http.post("/tasks/t1/cancel")
+
+    assert answer.json() == {"task_id": "t1", "state": "STARTED", "cancelled": True}
+    assert (await http.get("/tasks/t1")).json()["cancel_requested"] is True
+
+
+async def test_a_finished_task_is_left_alone(client: Any, feed: Any) -> None:
+    await feed.started()
+    await feed.succeeded()
+
+    answer = await client(insecure=True).post("/tasks/t1/cancel")
+
+    assert answer.json() == {"task_id": "t1", "state": "SUCCESS", "cancelled": False}
+
+
+@pytest.mark.parametrize("state", ["FAILURE", "REVOKED", "SUCCESS"])
+async def test_a_finished_task_is_enqueued_again_under_its_id(
+    client: Any, feed: Any, celery: Any, state: str
+) -> None:
+    await feed.started()
+    await feed.state(
+        "t1", state, result='{"exc_type": "ValueError", "exc_message": ["bad"], "exc_module": "x"}'
+    )
+
+    answer = await client(insecure=True).post("/tasks/t1/retry")
+
+    assert answer.status_code == 202
+    assert answer.json() == {"task_id": "t1", "state": "PENDING"}
+    assert await celery.queue_size("celery") == 1
+    record = (await feed.store.get(["t1"]))["t1"]
+    assert (record.state, record.result, list(record.args)) == ("PENDING", None, [1, 2])
+    assert len(record.attempts) == 1
+
+
+@pytest.mark.parametrize("state", ["PENDING", "STARTED", "RETRY"])
+async def test_an_unfinished_task_is_not_enqueued_twice(
+    client: Any, feed: Any, celery: Any, state: str
+) -> None:
+    await feed.enqueued()
+    if state != "PENDING":
+        await feed.state("t1", state)
+
+    answer = await client(insecure=True).post("/tasks/t1/retry")
+
+    assert answer.status_code == 409
+    assert answer.json()["type"] == "urn:celeriac:problem:task-not-finished"
+    assert await celery.queue_size("celery") == 0
+
+
+async def test_a_record_that_does_not_say_what_to_run_is_not_retried(client: Any, feed: Any) -> None:
+    await feed.state("t1", "FAILURE")
+
+    answer = await client(insecure=True).post("/tasks/t1/retry")
+
+    assert answer.status_code == 409
+    assert answer.json()["type"] == "urn:celeriac:problem:task-not-replayable"
+
+
+@pytest.mark.parametrize("command", ["cancel", "retry"])
+async def test_an_unknown_id_is_a_problem(client: Any, command: str) -> None:
+    assert (await client(insecure=True).post(f"/tasks/nothing/{command}")).status_code == 404
