@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from pathlib import Path
 
 import pytest
@@ -38,11 +39,13 @@ class TestSQLiteBroker(BrokerContract):
 
     @pytest.fixture
     def publish_envelope(self, url: str) -> PublishEnvelope:
-        async def publish(queue: str, envelope: str) -> None:
+        def insert(queue: str, envelope: str) -> None:
             engine = sql_engine.create_engine(url)
-            sql_engine.write(
-                engine, lambda connection: messages.insert(connection, [messages.Draft(queue, envelope)])
-            )
+            drafts = [messages.Draft(queue, envelope)]
+            sql_engine.write(engine, lambda connection: messages.insert(connection, drafts))
             engine.dispose()
+
+        async def publish(queue: str, envelope: str) -> None:
+            await asyncio.to_thread(insert, queue, envelope)
 
         return publish

@@ -49,7 +49,7 @@ class MemoryBroker(Broker):
 
     async def publish(self, publications: Sequence[Publication]) -> None:
         """Keep the messages. Raises TypeError for headers that JSON cannot express."""
-        self._queues.insert([rows.draft(publication) for publication in publications])
+        self._queues.insert(rows.drafts(publications))
 
     async def receive(self, queues: Sequence[str], limit: int) -> Received:
         """Lease up to ``limit`` messages, fairly from the queues."""
@@ -92,8 +92,7 @@ class MemoryBroker(Broker):
         """End deliveries and publish what comes of them in one step. Returns the void tags."""
         now = time.time()
         endings = [rows.ending(settlement, now) for settlement in settlements]
-        drafts = {s.tag: [rows.draft(new) for new in s.publications] for s in settlements if s.publications}
-        return self._queues.settle(endings, drafts)
+        return self._queues.settle(endings, rows.successors(settlements))
 
     async def renew(self, tags: Sequence[str]) -> Collection[str]:
         """Start the leases of these deliveries anew. Returns the void tags."""

@@ -11,27 +11,33 @@ from celeriac.protocol.settlement import Action
 from celeriac.sql.messages import Buried, Draft, Ending, Taken
 from celeriac.sql.tables import DEAD, DELAYED, READY
 
-__all__ = ["dead_letter", "delivery", "draft", "ending", "numbers", "rotated"]
+__all__ = ["dead_letter", "delivery", "drafts", "ending", "numbers", "rotated", "successors"]
 
 
-def draft(publication: Publication) -> Draft:
-    """The row of a publication. Raises TypeError for headers or properties that JSON cannot express."""
+def drafts(publications: Sequence[Publication]) -> list[Draft]:
+    """The rows of publications. Raises TypeError for headers or properties that JSON cannot express."""
+    batch = uuid4().hex  # makes tags unique as kombu's are, at the price of one for all
+    return [_draft(publication, f"{batch}-{n}") for n, publication in enumerate(publications)]
+
+
+def _draft(publication: Publication, delivery_tag: str) -> Draft:
+    message, queue, priority = publication.message, publication.queue, publication.priority
     text = envelope.encode(
-        publication.message,
+        message,
         exchange=publication.exchange,
-        routing_key=publication.routing_key or publication.queue,
-        delivery_tag=str(uuid4()),
-        priority=publication.priority,
+        routing_key=publication.routing_key or queue,
+        delivery_tag=delivery_tag,
+        priority=priority,
     )
-    task = publication.message.headers.get("task")
-    return Draft(
-        queue=publication.queue,
-        envelope=text,
-        priority=publication.priority,
-        due=publication.due,
-        task_id=publication.task_id,
-        task=task if isinstance(task, str) else "",
-    )
+    task = message.headers.get("task")
+    if type(task) is not str:
+        task = ""
+    return Draft(queue, text, priority, publication.due, publication.task_id, task)
+
+
+def successors(settlements: Sequence[Settlement]) -> dict[str, list[Draft]]:
+    """The rows that settlements publish, by the tag whose settlement must not be void. Raises as :func:`drafts`."""
+    return {each.tag: drafts(each.publications) for each in settlements if each.publications}
 
 
 def ending(settlement: Settlement, now: float) -> Ending:
@@ -48,7 +54,7 @@ def ending(settlement: Settlement, now: float) -> Ending:
 
 def delivery(taken: Taken) -> Delivery:
     """A row under a lease, as a delivery."""
-    return Delivery(taken.tag, taken.queue, taken.envelope.encode(), taken.deliveries)
+    return Delivery(taken.tag, taken.queue, taken.envelope, taken.deliveries)
 
 
 def dead_letter(buried: Buried) -> DeadLetter:

@@ -19,6 +19,9 @@ from celeriac.sql.engine import absolute_url
 
 __all__ = ["SQLBroker"]
 
+#: Messages that one transaction purges, so that publishers get their turn in between.
+_PURGE_LIMIT = 10_000
+
 
 class SQLBroker(Broker):
     """A broker in one SQL database.
@@ -63,7 +66,7 @@ class SQLBroker(Broker):
         """Store the messages in one transaction. Raises TypeError for headers that JSON cannot express."""
         if publications:
             # Encoded here, not in the transaction, which keeps other processes waiting.
-            drafts = [rows.draft(publication) for publication in publications]
+            drafts = rows.drafts(publications)
             await self._database.write(lambda connection: messages.insert(connection, drafts))
 
     async def receive(self, queues: Sequence[str], limit: int) -> Received:
@@ -100,7 +103,7 @@ class SQLBroker(Broker):
             return ()
         now = time.time()
         endings = [rows.ending(settlement, now) for settlement in settlements]
-        drafts = {s.tag: [rows.draft(new) for new in s.publications] for s in settlements if s.publications}
+        drafts = rows.successors(settlements)
 
         def settle(connection: Connection) -> set[str]:
             void = messages.settle(connection, endings)
@@ -123,7 +126,14 @@ class SQLBroker(Broker):
 
     async def purge(self, queue: str) -> int:
         """Delete the waiting and delayed messages of the queue. Returns how many."""
-        return await self._database.write(lambda connection: messages.purge(connection, queue, time.time()))
+        database, now, gone = self._database, time.time(), 0
+        while True:
+            batch = await database.write(
+                lambda connection: messages.purge(connection, queue, now, _PURGE_LIMIT)
+            )
+            gone += batch
+            if batch < _PURGE_LIMIT:
+                return gone
 
     async def dead_letters(self, queue: str | None = None, limit: int = 100) -> Sequence[DeadLetter]:
         """The dead letters of one queue, or of all, newest first."""

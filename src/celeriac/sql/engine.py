@@ -103,7 +103,11 @@ def create_engine(url: str | URL, *, synchronous: str = "NORMAL") -> Engine:
     """
     parsed = absolute_url(url)
     try:
-        engine = sa.create_engine(parsed, pool_pre_ping=parsed.get_backend_name() != "sqlite")
+        engine = sa.create_engine(
+            parsed,
+            hide_parameters=True,  # what tasks are about is nobody's business who reads a log
+            pool_pre_ping=parsed.get_backend_name() != "sqlite",
+        )
     except (ArgumentError, NoSuchModuleError, ModuleNotFoundError) as exc:
         raise ConfigurationError(f"The database URL {str(url)!r} cannot be used: {exc}") from exc
     if engine.dialect.name == "sqlite":

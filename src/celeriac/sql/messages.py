@@ -24,7 +24,20 @@ from typing import NamedTuple
 import sqlalchemy as sa
 from sqlalchemy.engine import Connection
 
-from celeriac.sql.batch import dump, elements, gather, integer, load, number, scalar_integer, text
+from celeriac.sql import batch
+from celeriac.sql.batch import (
+    byte_length,
+    dump,
+    elements,
+    gather,
+    integer,
+    itself,
+    joined,
+    leading_integer,
+    load,
+    number,
+    text,
+)
 from celeriac.sql.tables import (
     DELAYED,
     LEASED,
@@ -72,12 +85,12 @@ class Draft(NamedTuple):
 
 
 class Taken(NamedTuple):
-    """A message under a fresh lease. ``deliveries`` counts this one."""
+    """A message under a fresh lease. ``deliveries`` counts this one; ``envelope`` is UTF-8."""
 
     tag: str
     queue: str
     deliveries: int
-    envelope: str
+    envelope: bytes
 
 
 class Ending(NamedTuple):
@@ -108,34 +121,29 @@ class Buried(NamedTuple):
 
 
 _batch = elements("batch")
-_ids = sa.select(scalar_integer(_batch))
+_ids = sa.select(leading_integer(_batch))  # of ids or of tags
 _now = sa.bindparam("now", type_=sa.Float())
 _limit = sa.bindparam("limit", type_=sa.Integer())
 _of_queue = message.c.queue == sa.bindparam("queue", type_=sa.Text())
 
-_insert = sa.insert(message).from_select(
-    ["queue", "envelope", "priority", "due", "task_id", "task", "expires", "state", "deliveries", "leases"],
-    sa.select(
-        text(_batch, 0),
-        text(_batch, 1),
-        integer(_batch, 2),
-        number(_batch, 3),
-        text(_batch, 4),
-        text(_batch, 5),
-        number(_batch, 6),
-        integer(_batch, 7),
-        sa.literal_column("0"),
-        sa.literal_column("0"),
-    ),
-    include_defaults=False,
+_columns = (
+    "queue",
+    "envelope",
+    "priority",
+    "due",
+    "task_id",
+    "task",
+    "expires",
+    "state",
+    "deliveries",
+    "leases",
 )
 
 
 def insert(connection: Connection, drafts: Iterable[Draft]) -> None:
     """Insert messages; ids, and so the order of delivery, follow the order of the drafts."""
-    rows = [(*draft, READY if draft.due is None else DELAYED) for draft in drafts]
-    if rows:
-        connection.execute(_insert, {"batch": dump(rows)})
+    rows = [(*draft, READY if draft.due is None else DELAYED, 0, 0) for draft in drafts]
+    batch.insert(connection, message, _columns, rows)
 
 
 _promote = (
@@ -171,15 +179,22 @@ _lease = (
         leases=message.c.leases + sa.literal_column("1"),
     )
 )
-_contents = gather(
-    sa.select(message.c.id, message.c.leases, message.c.queue, message.c.deliveries, message.c.envelope)
+_tag = sa.cast(message.c.id, sa.Text) + sa.literal_column("'.'") + sa.cast(message.c.leases, sa.Text)
+_leased_rows = (
+    sa.select(
+        message.c.id,
+        _tag.label("tag"),
+        message.c.queue,
+        message.c.deliveries,
+        message.c.envelope,
+        byte_length(message.c.envelope).label("length"),
+    )
     .where(message.c.id.in_(_ids))
-    .subquery(),
-    "id",
-    "leases",
-    "queue",
-    "deliveries",
-    "envelope",
+    .subquery()
+)
+# Envelopes come back as one value beside the JSON, not within it: no escapes to write and to read.
+_contents = gather(_leased_rows, "id", "tag", "queue", "deliveries", "length").add_columns(
+    joined(_leased_rows.c.envelope)
 )
 
 
@@ -198,43 +213,30 @@ def take(connection: Connection, queues: Sequence[str], limit: int, lease: float
     ids = list(islice((id_ for id_ in round_robin if id_ is not None), limit))
     if not ids:
         return []
-    batch = dump(ids)
-    connection.execute(_lease, {"batch": batch, "until": now + lease})
-    rows = {row[0]: row for row in load(connection.execute(_contents, {"batch": batch}).scalar())}
-    return [Taken(_tag(id_, leases), *rest) for id_, leases, *rest in map(rows.__getitem__, ids)]
-
-
-def _tag(id_: int, leases: int) -> str:
-    return f"{id_}.{leases}"
-
-
-def _parse(tag: str) -> tuple[int, int] | None:
-    id_, _, leases = tag.partition(".")
-    # Tags come back from outside; one that is not ours is void, as one that has been settled is.
-    if id_.isascii() and id_.isdigit() and leases.isascii() and leases.isdigit() and len(tag) < 30:
-        return int(id_), int(leases)
-    return None
+    parameters = {"batch": dump(ids), "until": now + lease}
+    connection.execute(_lease, parameters)
+    rows, envelopes = connection.execute(_contents, parameters).one()
+    taken: dict[int, Taken] = {}
+    end = 0
+    for id_, tag, queue, deliveries, length in load(rows):
+        start, end = end, end + length
+        taken[id_] = Taken(tag, queue, deliveries, envelopes[start:end])
+    return [taken[id_] for id_ in ids]
 
 
 _held = gather(
-    sa.select(message.c.id, message.c.leases)
-    .join_from(_batch, message, message.c.id == integer(_batch, 0))
-    .where(message.c.leases == integer(_batch, 1), sa.or_(is_leased, is_ready))
+    sa.select(_tag.label("tag"))
+    .join_from(_batch, message, message.c.id == leading_integer(_batch))
+    .where(_tag == itself(_batch), sa.or_(is_leased, is_ready))
     .with_for_update(of=message)
     .subquery(),
-    "id",
-    "leases",
+    "tag",
 )
 
 
 def _void(connection: Connection, tags: Collection[str]) -> set[str]:
-    parsed = [pair for pair in map(_parse, tags) if pair is not None]
-    held = load(connection.execute(_held, {"batch": dump(parsed)}).scalar()) if parsed else []
-    return set(tags).difference(_tag(id_, leases) for id_, leases in held)
-
-
-def _id(tag: str) -> int:
-    return int(tag.partition(".")[0])
+    held = load(connection.execute(_held, {"batch": dump(tags)}).scalar())
+    return set(tags).difference(tag for (tag,) in held)
 
 
 _delete = sa.delete(message).where(message.c.id.in_(_ids))
@@ -256,11 +258,11 @@ def settle(connection: Connection, endings: Sequence[Ending]) -> set[str]:
     void = _void(connection, [ending.tag for ending in endings])
     # Of two endings of one delivery the first counts.
     valid = {ending.tag: ending for ending in reversed(endings) if ending.tag not in void}.values()
-    deleted = [_id(ending.tag) for ending in valid if ending.state is None]
+    deleted = [ending.tag for ending in valid if ending.state is None]
     if deleted:
         connection.execute(_delete, {"batch": dump(deleted)})
     put_back = [
-        (_id(ending.tag), ending.state, ending.due, int(not ending.counted), ending.reason)
+        (int(ending.tag.partition(".")[0]), ending.state, ending.due, int(not ending.counted), ending.reason)
         for ending in valid
         if ending.state is not None
     ]
@@ -279,9 +281,9 @@ _renew = (
 def renew(connection: Connection, tags: Sequence[str], lease: float, now: float) -> set[str]:
     """Start the leases of these deliveries anew. Returns the tags that were void."""
     void = _void(connection, tags)
-    ids = [_id(tag) for tag in tags if tag not in void]
-    if ids:
-        connection.execute(_renew, {"batch": dump(ids), "until": now + lease})
+    held = [tag for tag in tags if tag not in void]
+    if held:
+        connection.execute(_renew, {"batch": dump(held), "until": now + lease})
     return void
 
 
@@ -317,15 +319,25 @@ def next_due(connection: Connection) -> float | None:
     return due
 
 
-_purge_ready = sa.delete(message).where(_of_queue, is_ready)
-_purge_moving = sa.delete(message).where(is_moving, _of_queue, sa.or_(is_delayed, message.c.due <= _now))
+_purge_ready = sa.delete(message).where(
+    message.c.id.in_(sa.select(message.c.id).where(_of_queue, is_ready).limit(_limit).correlate(None))
+)
+_gone = sa.or_(is_delayed, message.c.due <= _now)
+_purge_moving = sa.delete(message).where(
+    message.c.id.in_(sa.select(message.c.id).where(is_moving, _of_queue, _gone).limit(_limit).correlate(None))
+)
 
 
-def purge(connection: Connection, queue: str, now: float) -> int:
-    """Delete the waiting and delayed messages of a queue, not the leased and the dead. Returns how many."""
-    parameters = {"queue": queue, "now": now}
-    ready = connection.execute(_purge_ready, parameters).rowcount
-    return ready + connection.execute(_purge_moving, parameters).rowcount
+def purge(connection: Connection, queue: str, now: float, limit: int = 2**31) -> int:
+    """Delete waiting and delayed messages of a queue, not the leased and the dead. Returns how many.
+
+    At most ``limit``: a transaction that deletes a million keeps everybody waiting for many seconds.
+    """
+    parameters = {"queue": queue, "now": now, "limit": limit}
+    gone = connection.execute(_purge_ready, parameters).rowcount
+    if gone < limit:
+        gone += connection.execute(_purge_moving, {**parameters, "limit": limit - gone}).rowcount
+    return gone
 
 
 _buried_columns = ("id", "queue", "task_id", "task", "reason", "deliveries", "due", "envelope")
