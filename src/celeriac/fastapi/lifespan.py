@@ -37,16 +37,20 @@ def compose(celery: Celery, inner: Lifespan | None = None, *, worker: bool = Fal
     With ``worker``, a worker runs inside this process too. It starts after ``inner`` has, and ends before ``inner``
     does, so that tasks find what the app's lifespan sets up.
     """
+    run_worker: Callable[[Celery], AbstractAsyncContextManager[None]] | None = None
+    if worker:
+        # Here and not in the lifespan: an import reads files, and would hold up the loop.
+        from celeriac.worker.embedded import run_embedded
+
+        run_worker = run_embedded
 
     @asynccontextmanager
     async def composed(app: FastAPI) -> AsyncIterator[Mapping[str, Any] | None]:
         async with AsyncExitStack() as stack:
             await stack.enter_async_context(lifespan(celery, app))
             state = await stack.enter_async_context(inner(app)) if inner is not None else None
-            if worker:
-                from celeriac.worker.embedded import run_embedded
-
-                await stack.enter_async_context(run_embedded(celery))
+            if run_worker is not None:
+                await stack.enter_async_context(run_worker(celery))
             yield state
 
     return composed

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import asyncio
+import re
 import signal
 from collections.abc import AsyncIterator, Iterator, Mapping
 from contextlib import asynccontextmanager
@@ -122,3 +123,46 @@ async def test_the_default_action_of_a_signal_is_left_to_the_system() -> None:
             assert signal.getsignal(signal.SIGTERM) is signal.SIG_DFL
     finally:
         signal.signal(signal.SIGTERM, previous)
+
+
+@pytest.fixture
+def working(closed: Celery) -> tuple[FastAPI, list[str]]:
+    """An app with a worker inside, and what happens in it. Made outside the loop, as an app's module is."""
+    log: list[str] = []
+
+    @closed.task(name="shop.count")
+    async def count(to: int) -> AsyncIterator[int]:
+        log.append("ran")
+        for number in range(to):
+            yield number
+
+    @asynccontextmanager
+    async def inner(app: FastAPI) -> AsyncIterator[None]:
+        log.append("up")
+        yield
+        log.append("down")
+
+    app = FastAPI(lifespan=closed.lifespan_with(inner, worker=True))
+    app.include_router(closed.router(), prefix="/tasks")
+
+    @app.post("/count")
+    async def start() -> str:
+        return (await count.enqueue(3)).id
+
+    return app, log
+
+
+async def test_a_worker_in_the_process_runs_what_the_app_enqueues(
+    working: tuple[FastAPI, list[str]], serving: Any
+) -> None:
+    app, log = working
+    async with asyncio.timeout(20):
+        async with serving(app) as server:
+            task_id = (await server.http.post(f"{server.url}/count")).json()
+            events = await server.http.get(f"{server.url}/tasks/{task_id}/events")
+            result = await server.http.get(f"{server.url}/tasks/{task_id}/result", params={"wait": 5})
+
+    assert re.findall(r"event: value\ndata: (.*)", events.text) == ["0", "1", "2"]
+    assert "event: end" in events.text
+    assert result.status_code == 200
+    assert log == ["up", "ran", "down"]
