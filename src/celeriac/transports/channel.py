@@ -12,14 +12,14 @@ from kombu.exceptions import ChannelError
 from kombu.log import get_logger
 from kombu.transport import virtual
 from kombu.transport.base import to_rabbitmq_queue_arguments
-from kombu.utils.json import loads
 
-from celeriac.errors import BrokerError
-from celeriac.sql.messages import Ending, Taken
+from celeriac.errors import BrokerError, MalformedMessage
+from celeriac.sql.messages import Draft, Ending, Taken
 from celeriac.sql.tables import DEAD, READY
 from celeriac.transports import routing
 from celeriac.transports.inbox import Arrival, Inbox, Subscription
 from celeriac.transports.leases import QoS
+from celeriac.transports.message import Message
 from celeriac.transports.storage import Binding, Declaration, Order, QueueOptions, Storage
 
 __all__ = ["Channel"]
@@ -51,6 +51,7 @@ class Channel(_Channel):  # type: ignore[misc]
 
     supports_fanout = True
     QoS = QoS
+    Message = Message
 
     def __init__(self, connection: Any, **kwargs: Any) -> None:
         super().__init__(connection, **kwargs)
@@ -79,16 +80,16 @@ class Channel(_Channel):  # type: ignore[misc]
 
     def _put(self, queue: str, message: Mapping[str, Any], **kwargs: Any) -> None:
         now = time.time()
-        draft = routing.draft(message, queue, now)
-        self._storage.put([draft._replace(expires=routing.expiry(draft, self._options_of(queue), now))])
+        self._storage.put([self._expiring(routing.draft(message, queue, now), now)])
 
     def _put_fanout(self, exchange: str, message: Mapping[str, Any], routing_key: str, **kwargs: Any) -> int:
         return self._storage.route(exchange, routing_key, routing.draft(message, "", time.time()))
 
-    def _options_of(self, queue: str) -> QueueOptions | None:
+    def _expiring(self, draft: Draft, now: float) -> Draft:
         # Who publishes through Celery has declared the queue on this very channel.
-        declared = self._declared.get(queue)
-        return declared.options if declared else self._storage.queue_options(queue)
+        declared = self._declared.get(draft.queue)
+        options = declared.options if declared else self._storage.queue_options(draft.queue)
+        return draft._replace(expires=routing.expiry(draft, options, now))
 
     # Queues, exchanges and bindings
 
@@ -235,7 +236,7 @@ class Channel(_Channel):  # type: ignore[misc]
         for taken in deliveries:
             message = self._receive(taken, no_ack)
             if message is not None:
-                self.inbox.append(Arrival(message, taken.queue, taken.tag, no_ack))
+                self.inbox.append(Arrival(message, taken, no_ack))
 
     def basic_get(self, queue: str, no_ack: bool = False, **kwargs: Any) -> Any | None:
         """Take one message from the queue, without waiting for it."""
@@ -250,14 +251,12 @@ class Channel(_Channel):  # type: ignore[misc]
             return self._open(taken)
         if taken.deliveries > self.connection.delivery_limit:
             # Stock workers do not count: a message that kills its worker would go round for ever.
-            reason = f"delivered {taken.deliveries - 1} times without an outcome"
-            self._storage.settle([Ending(taken.tag, DEAD, time.time(), counted=False, reason=reason)])
-            logger.error("Dead-lettered message %s of queue %r: %s", taken.tag, taken.queue, reason)
+            self._bury(taken, f"delivered {taken.deliveries - 1} times without an outcome", counted=False)
             return None
-        message = self._open(taken)
-        if message is None:
-            reason = "no kombu envelope"
-            self._storage.settle([Ending(taken.tag, DEAD, time.time(), reason=reason)])
+        try:
+            message = Message(taken, self)
+        except MalformedMessage as exc:
+            self._bury(taken, str(exc))
             return None
         self.qos.append(message, taken.tag)
         self.connection.keeper_starts()
@@ -265,15 +264,14 @@ class Channel(_Channel):  # type: ignore[misc]
 
     def _open(self, taken: Taken) -> Any | None:
         try:
-            payload = loads(taken.envelope)
-            properties = payload["properties"]
-            properties["delivery_tag"] = taken.tag
-            if taken.deliveries > 1:
-                properties["delivery_info"]["redelivered"] = True
-            return self.Message(payload, channel=self)
-        except (AttributeError, LookupError, TypeError, ValueError) as exc:
-            logger.error("Message %s of queue %r is no kombu message: %r", taken.tag, taken.queue, exc)
+            return Message(taken, self)
+        except MalformedMessage as exc:
+            logger.error("Dropped a message of queue %r: %s", taken.queue, exc)
             return None
+
+    def _bury(self, taken: Taken, reason: str, counted: bool = True) -> None:
+        self._storage.settle([Ending(taken.tag, DEAD, time.time(), counted=counted, reason=reason)])
+        logger.error("Dead-lettered message %s of queue %r: %s", taken.tag, taken.queue, reason)
 
     # Settling
 
@@ -321,12 +319,13 @@ class Channel(_Channel):  # type: ignore[misc]
             self._return(tags)
 
     def _put_back(self, arrivals: Sequence[Arrival]) -> None:
-        tags = [tag for each in arrivals if not each.no_ack for tag in self.qos.release(each.tag)]
+        tags = [tag for each in arrivals if not each.no_ack for tag in self.qos.release(each.taken.tag)]
         if tags:
             self._return(tags)
-        for each in arrivals:
-            if each.no_ack:
-                self._put(each.queue, each.message.serializable())
+        now = time.time()
+        drafts = [routing.draft_again(each.message, each.taken) for each in arrivals if each.no_ack]
+        if drafts:
+            self._storage.put([self._expiring(draft, now) for draft in drafts])
 
     def _return(self, tags: Sequence[str]) -> None:
         self._storage.settle([Ending(tag, READY, counted=False) for tag in tags])

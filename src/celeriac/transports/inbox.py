@@ -7,6 +7,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
+from celeriac.sql.messages import Taken
 from celeriac.transports.storage import Order
 
 __all__ = ["Arrival", "Inbox", "Subscription"]
@@ -29,8 +30,7 @@ class Arrival:
     """A message that was taken and waits for its turn to be delivered."""
 
     message: Any
-    queue: str
-    tag: str
+    taken: Taken
     no_ack: bool
 
 
@@ -92,7 +92,7 @@ class Inbox:
         """Call back the consumer whose message is next, or one of them. Returns whether there was one."""
         while self._arrivals:
             arrival = self._arrivals.popleft()
-            consumers = [each for each in self._subscriptions.values() if each.queue == arrival.queue]
+            consumers = [each for each in self._subscriptions.values() if each.queue == arrival.taken.queue]
             if consumers:
                 self._turn += 1
                 consumers[self._turn % len(consumers)].callback(arrival.message)
@@ -101,6 +101,6 @@ class Inbox:
 
     def withdraw(self, queue: str | None = None) -> list[Arrival]:
         """Take back what waits here, from one queue or from all."""
-        withdrawn = [each for each in self._arrivals if queue in (None, each.queue)]
-        self._arrivals = deque(each for each in self._arrivals if queue not in (None, each.queue))
+        withdrawn = [each for each in self._arrivals if queue in (None, each.taken.queue)]
+        self._arrivals = deque(each for each in self._arrivals if queue not in (None, each.taken.queue))
         return withdrawn

@@ -133,8 +133,10 @@ class MemoryStorage(Storage):
         return self._topology.options.get(queue)
 
     def declare(self, queue: str, options: QueueOptions) -> None:
+        now = time.time()
         with self._topology.lock:
-            self._topology.declare(queue, options, time.time())
+            self._topology.declare(queue, options, now)
+            self._drop_expired(now)
 
     def exists(self, queue: str) -> bool:
         return queue in self._topology.options or self.size(queue) > 0

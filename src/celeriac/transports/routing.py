@@ -11,10 +11,10 @@ from typing import Any
 from kombu.transport.virtual.exchange import TopicExchange
 from kombu.utils.json import dumps
 
-from celeriac.sql.messages import Draft
+from celeriac.sql.messages import Draft, Taken
 from celeriac.transports.storage import Binding, QueueOptions
 
-__all__ = ["binding", "draft", "expiry", "matching"]
+__all__ = ["binding", "draft", "draft_again", "expiry", "matching"]
 
 #: What a fanout binding matches: any routing key, even an empty one.
 _ANYTHING = "^"
@@ -63,6 +63,17 @@ def draft(message: Mapping[str, Any], queue: str, now: float) -> Draft:
         task_id=_text(headers.get("id")),
         task=_text(headers.get("task")),
         expires=_expiration(properties.get("expiration"), now),
+    )
+
+
+def draft_again(message: Any, taken: Taken) -> Draft:
+    """The draft of a message that was taken for good and could not be delivered."""
+    return Draft(
+        queue=taken.queue,
+        envelope=taken.envelope.decode(),
+        priority=_priority(message.properties.get("priority")),
+        task_id=_text(message.headers.get("id")),
+        task=_text(message.headers.get("task")),
     )
 
 
