@@ -150,8 +150,10 @@ class ArgumentSchema:
         def converter(parameter: _Kind | None) -> Converter:
             return ANY if parameter is None else converter_of(resolve(parameter.annotation, function))
 
-        self._by_name = {each.name: converter(each) for each in self._named}
-        self._by_position = [self._by_name[name] for name in self._positional]
+        converters = {each.name: converter(each) for each in self._named}
+        self._by_position = [converters[name] for name in self._positional]
+        # Without the positional-only ones, whose names are free for the variadic keyword arguments.
+        self._by_name = {name: converters[name] for name in self._keywords}
         self._more, self._rest = converter(self._var_positional), converter(self._var_keyword)
         self._result = converter_of(result_annotation(function, resolve(self._return, function)))
         self._prepared = True

@@ -175,6 +175,15 @@ def test_every_kind_of_parameter_stays_what_it_was() -> None:
     assert typed.load(args, kwargs) == ((1, "x", 2, 3, 4), {"d": 5, "a": 6.0, "z": 7.0})
 
 
+def test_the_name_of_a_positional_only_parameter_is_free_for_other_arguments() -> None:
+    def task(a: int, /, **more: list[int]) -> None: ...
+
+    assert schema(task).dump((1,), {"a": ["2"]}) == ([1], {"a": [2]})
+    assert schema(task).load([1], {"a": ["2"]}) == ((1,), {"a": [2]})
+    with pytest.raises(InvalidArguments, match=r"'a\.0'"):
+        schema(task).dump((1,), {"a": ["x"]})
+
+
 def test_omitted_arguments_stay_omitted() -> None:
     assert schema(full).dump((1,), {"d": 2}) == ([1], {"d": 2})
     assert schema(full).load([1], {"d": 2}) == ((1,), {"d": 2})
