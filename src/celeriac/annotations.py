@@ -211,14 +211,9 @@ _encode_anything = json.JSONEncoder(default=_jsonable).encode
 
 
 def _members(annotation: Any) -> frozenset[Any]:
-    if get_origin(annotation) in (Union, types.UnionType):
-        return frozenset(get_args(annotation))
-    if annotation is None:
-        return frozenset([types.NoneType])
-    try:
-        return frozenset([annotation])
-    except TypeError:
-        return frozenset()
+    union = get_origin(annotation) in (Union, types.UnionType)
+    members = get_args(annotation) if union else (types.NoneType if annotation is None else annotation,)
+    return frozenset(member for member in members if isinstance(member, type))
 
 
 def _code_of(function: Callable[..., Any]) -> tuple[str, ...]:
