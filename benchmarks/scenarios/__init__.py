@@ -1,0 +1,24 @@
+"""What is measured. A scenario is one more module here, and one more entry in ``SCENARIOS``."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+
+from benchmarks.report import Row
+from benchmarks.scale import Scale
+from benchmarks.scenarios import enqueue, growth, idle, latency, sleepers, throughput
+
+__all__ = ["OPTIONAL", "SCENARIOS"]
+
+#: Name → what measures it, row by row.
+SCENARIOS: dict[str, Callable[[Scale], Iterator[Row]]] = {
+    "throughput": throughput.measure,
+    "enqueue": enqueue.measure,
+    "latency": latency.measure,
+    "sleepers": sleepers.measure,
+    "idle": idle.measure,
+    "growth": growth.measure,
+}
+
+#: Those that run only when they are named.
+OPTIONAL = frozenset({"growth"})
