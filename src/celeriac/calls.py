@@ -9,9 +9,10 @@ import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
-from typing import Any
+from typing import Any, NamedTuple
 from uuid import uuid4
 
+from celery import states
 from celery.app.routes import MapRoute
 from celery.canvas import Signature
 from celery.utils.nodenames import anon_nodename
@@ -57,11 +58,14 @@ _IGNORED_OPTIONS = frozenset(
 _BUILDER_OPTIONS = frozenset(
     {
         "delivery_mode",
+        "argsrepr",
         "group_index",
         "headers",
         "ignore_result",
+        "kwargsrepr",
         "properties",
         "replaced_task_nesting",
+        "reply_to",
         "shadow",
         "soft_time_limit",
         "stamped_headers",
@@ -90,92 +94,90 @@ class Call:
         return self.publication.task_id
 
 
+class _Route(NamedTuple):
+    """Where calls of a task go, and the options that all of them start from."""
+
+    queue: str
+    options: Mapping[str, Any]
+
+
 class CallBuilder:
-    """Builds the calls of one app."""
+    """Builds the calls of one app; what is the same for every call of a task is worked out once."""
 
     def __init__(self, app: Any) -> None:
         self._app = app
         self._origin = anon_nodename()
         self._reply_to = app.thread_oid
+        self._default_priority: int | None = app.conf.task_default_priority
+        self._inherit_priority = bool(app.conf.task_inherit_parent_priority)
         self._builders: dict[str, TaskMessageBuilder] = {}
-        self._queues: dict[tuple[str, str | None], tuple[str, Mapping[str, Any]]] = {}
+        self._routes: dict[tuple[str, str | None], _Route] = {}
 
     def build(
-        self, name: str, args: Sequence[Any], kwargs: Mapping[str, Any], options: dict[str, Any]
+        self, name: str, args: Sequence[Any], kwargs: Mapping[str, Any], options: Mapping[str, Any]
     ) -> Call:
-        """Make the call of the task ``name``; ``args`` and ``kwargs`` hold JSON values, ``options`` is used up.
+        """Make the call of the task ``name``; ``args`` and ``kwargs`` hold JSON values.
 
         The options are those of Celery's ``apply_async``, and ``owner``. Raises NotNative for what is left to
         Celery, and what Celery raises for an unknown queue.
         """
-        task = self._app._tasks.get(name)
-        options = _with_task_defaults(task, options)
-        if options.pop("serializer", None) not in (None, "json") or not _SYNCHRONOUS_OPTIONS.isdisjoint(
-            options
-        ):
+        route = self._route(name, args, kwargs, options.get("queue"))
+        if not options:
+            return self._assemble(name, args, kwargs, route.queue, dict(route.options))
+        merged = {**route.options, **options}
+        merged.pop("queue", None)
+        merged = {
+            key: value for key, value in merged.items() if value is not None and key not in _IGNORED_OPTIONS
+        }
+        if merged.pop("serializer", "json") != "json" or not _SYNCHRONOUS_OPTIONS.isdisjoint(merged):
             raise NotNative(name)
-        if not _IGNORED_OPTIONS.isdisjoint(options):
-            options = {key: value for key, value in options.items() if key not in _IGNORED_OPTIONS}
-        queue, routed = self._route(name, args, kwargs, task, options.pop("queue", None))
-        options = {**routed, **options} if routed else options
-        return self._assemble(name, args, kwargs, queue, options)
+        return self._assemble(name, args, kwargs, route.queue, merged)
 
     def build_retry(self, signature: Signature) -> Call:
         """The call that ``self.retry()`` has made: a new attempt of the same task. Raises NotNative."""
-        return self.build(signature.task, signature.args, signature.kwargs, dict(signature.options))
+        return self.build(signature.task, signature.args, signature.kwargs, signature.options)
 
-    def _route(
-        self, name: str, args: Any, kwargs: Any, task: Any, queue: Any
-    ) -> tuple[str, Mapping[str, Any]]:
+    def _route(self, name: str, args: Any, kwargs: Any, queue: Any) -> _Route:
         key = (name, getattr(queue, "name", queue))
-        known = self._queues.get(key)
+        known = self._routes.get(key)
         if known is not None:
             return known
         amqp = self._app.amqp
-        routed = amqp.router.route({} if queue is None else {"queue": queue}, name, args, kwargs, task)
+        task = self._app._tasks.get(name)
+        defaults = _defaults_of(task)
+        asked = queue or defaults.pop("queue", None)
+        routed = amqp.router.route({} if asked is None else {"queue": asked}, name, args, kwargs, task)
         chosen = routed.pop("queue", None) or amqp.default_queue
         chosen = amqp.queues[chosen] if isinstance(chosen, str) else chosen
-        if (chosen.exchange.type or "direct") != "direct" or not _SYNCHRONOUS_OPTIONS.isdisjoint(routed):
+        options = {**routed, **defaults}
+        foreign = not _SYNCHRONOUS_OPTIONS.isdisjoint(options) or options.pop("serializer", "json") != "json"
+        if foreign or (chosen.exchange.type or "direct") != "direct":
             raise NotNative(name)
-        found: tuple[str, Mapping[str, Any]] = (chosen.name, routed)
+        found = _Route(chosen.name, options)
         # A route that is a function may answer differently for other arguments.
         if all(isinstance(route, MapRoute) for route in amqp.routes):
-            self._queues[key] = found
+            self._routes[key] = found
         return found
 
     def _assemble(
         self, name: str, args: Sequence[Any], kwargs: Mapping[str, Any], queue: str, options: dict[str, Any]
     ) -> Call:
+        take = options.pop
         now = time.time()
-        task_id = options.pop("task_id", None) or str(uuid4())
-        owner = options.pop("owner", None)
-        eta, due = _moment(options.pop("eta", None), options.pop("countdown", None), now)
-        expires, expires_at = _moment(options.pop("expires", None), None, now)
-        priority = options.pop("priority", None)
+        task_id = take("task_id", None) or str(uuid4())
         root_id, parent_id, priority = self._inherit(
-            options.pop("root_id", None), options.pop("parent_id", None), priority
+            take("root_id", None), take("parent_id", None), take("priority", None)
         )
-        retries = options.pop("retries", 0)
-        group_id = options.pop("group_id", None)
-        stamped = options.get("stamped_headers")
-        stamps = {header: options.pop(header) for header in stamped if header in options} if stamped else None
-        embed = {
-            "callbacks": _listed(options.pop("link", None)),
-            "errbacks": _listed(options.pop("link_error", None)),
-            "chain": options.pop("chain", None),
-            "chord": options.pop("chord", None),
-        }
-        origin = options.pop("origin", None)
-        if origin is not None:
-            options["headers"] = {**options.get("headers", {}), "origin": origin}
-        reply_to = options.pop("reply_to", None) or self._reply_to
-        argsrepr = options.pop("argsrepr", None) or _repr(tuple(args))
-        kwargsrepr = options.pop("kwargsrepr", None) or _repr(kwargs)
-        if not options.keys() <= _BUILDER_OPTIONS:
-            options["properties"] = {
-                key: options.pop(key) for key in list(options) if key not in _BUILDER_OPTIONS
-            }
-        args_json, kwargs_json = dumps(args), dumps(kwargs)
+        args_json = dumps(args) if args else "[]"
+        kwargs_json = dumps(kwargs) if kwargs else "{}"
+        owner = eta = due = expires = expires_at = group_id = None
+        embed, retries, more = _NO_EMBED, 0, options
+        if options.keys() - _BUILDER_OPTIONS:
+            owner, group_id, retries = take("owner", None), take("group_id", None), take("retries", 0)
+            eta, due = _moment(take("eta", None), take("countdown", None), now)
+            expires, expires_at = _moment(take("expires", None), None, now)
+            embed = _embed(options)
+            more = _builder_options(options, expires_at and max(0.0, expires_at - now))
         builder = self._builders.get(name)
         if builder is None:
             builder = self._builders[name] = TaskMessageBuilder(name, origin=self._origin)
@@ -183,27 +185,23 @@ class CallBuilder:
             task_id,
             args_json=args_json,
             kwargs_json=kwargs_json,
-            argsrepr=argsrepr,
-            kwargsrepr=kwargsrepr,
+            argsrepr=more.pop("argsrepr", None) or _repr(tuple(args)),
+            kwargsrepr=more.pop("kwargsrepr", None) or _repr(kwargs),
             eta=eta,
             expires=expires,
-            expiration=None if expires_at is None else max(0.0, expires_at - now),
             retries=retries,
             root_id=root_id,
             parent_id=parent_id,
             group_id=group_id,
             priority=priority,
-            stamps=stamps,
-            reply_to=reply_to,
+            reply_to=more.pop("reply_to", self._reply_to),
             **embed,
-            **options,
+            **more,
         )
-        publication = Publication(
-            message, queue, task_id, "", queue, priority or 0, due if due and due > now else None
-        )
+        waits = due if due is not None and due > now else None
         record = Transition(
             task_id=task_id,
-            state="PENDING",
+            state=states.PENDING,
             at=now,
             name=name,
             queue=queue,
@@ -217,6 +215,7 @@ class CallBuilder:
             expires=expires_at,
             retries=retries,
         )
+        publication = Publication(message, queue, task_id, "", queue, priority or 0, waits)
         return Call(name, publication, record, (args, kwargs, embed))
 
     def _inherit(
@@ -228,11 +227,36 @@ class CallBuilder:
             request = execution.request
             root_id = root_id or request.root_id or request.id
             parent_id = parent_id or request.id
-            if priority is None and self._app.conf.task_inherit_parent_priority:
+            if priority is None and self._inherit_priority:
                 priority = (request.delivery_info or {}).get("priority")
-        if priority is None:
-            priority = self._app.conf.task_default_priority
-        return root_id, parent_id, priority
+        return root_id, parent_id, self._default_priority if priority is None else priority
+
+
+_NO_EMBED: Mapping[str, Any] = {"callbacks": None, "errbacks": None, "chain": None, "chord": None}
+
+
+def _embed(options: dict[str, Any]) -> Mapping[str, Any]:
+    """What follows the task, under the names that it has in the message."""
+    return {
+        "callbacks": _listed(options.pop("link", None)),
+        "errbacks": _listed(options.pop("link_error", None)),
+        "chain": options.pop("chain", None),
+        "chord": options.pop("chord", None),
+    }
+
+
+def _builder_options(options: dict[str, Any], expiration: float | None) -> dict[str, Any]:
+    """The rest of a call's options as the message builder takes them; any other is a property, as in Celery."""
+    stamped = options.get("stamped_headers") or ()
+    known = {key: options.pop(key) for key in list(options) if key in _BUILDER_OPTIONS}
+    if stamped:
+        known["stamps"] = {header: options.pop(header) for header in stamped if header in options}
+    if "origin" in options:
+        known["headers"] = {**known.get("headers", {}), "origin": options.pop("origin")}
+    if options:
+        known["properties"] = {**known.get("properties", {}), **options}
+    known["expiration"] = expiration
+    return known
 
 
 def planned(embed: Mapping[str, Any], *, root_id: str, at: float) -> list[Transition]:
@@ -250,11 +274,13 @@ def planned(embed: Mapping[str, Any], *, root_id: str, at: float) -> list[Transi
     return found
 
 
-def _with_task_defaults(task: Any, options: dict[str, Any]) -> dict[str, Any]:
+def _defaults_of(task: Any) -> dict[str, Any]:
     if task is None:
-        return {key: value for key, value in options.items() if value is not None}
+        return {}
     defaults = task.call_defaults if hasattr(task, "call_defaults") else task._get_exec_options()
-    return {key: value for key, value in {**defaults, **options}.items() if value is not None}
+    return {
+        key: value for key, value in defaults.items() if value is not None and key not in _IGNORED_OPTIONS
+    }
 
 
 def _moment(at: Any, after: float | timedelta | None, now: float) -> tuple[str | None, float | None]:
@@ -278,9 +304,12 @@ def _listed(value: Any) -> Any:
     return value if value is None or isinstance(value, (list, tuple)) else [value]
 
 
-def _repr(value: Any) -> str:
+def _repr(value: tuple[Any, ...] | Mapping[str, Any]) -> str:
     """Celery's ``saferepr``, which costs twenty times as much as ``repr`` and differs only for what is not plain."""
-    items = value.values() if isinstance(value, dict) else value
-    if all(type(item) in _PLAIN_TYPES for item in items):
-        return repr(value)
-    return str(saferepr(value, 1024))
+    if not value:
+        return "{}" if isinstance(value, Mapping) else "()"
+    items = value.values() if isinstance(value, Mapping) else value
+    for item in items:
+        if type(item) not in _PLAIN_TYPES and not (type(item) is str and len(item) < 64 and item.isalnum()):
+            return str(saferepr(value, 1024))
+    return repr(value)
