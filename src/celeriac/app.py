@@ -24,7 +24,7 @@ from celeriac.stores.records import TaskRecord
 from celeriac.task import BoundTaskDecorator, Task, TaskDecorator
 
 if TYPE_CHECKING:
-    from fastapi import APIRouter
+    from fastapi import APIRouter, FastAPI
 
 __all__ = ["Celery"]
 
@@ -258,9 +258,39 @@ class Celery(celery.Celery):  # type: ignore[misc]
         compose = symbol_by_name("celeriac.fastapi.lifespan:compose")
         return cast("Callable[..., Any]", compose(self, inner, worker=worker))
 
-    def router(self, **options: Any) -> APIRouter:
-        """An ``APIRouter`` for records, results, events, cancel and retry; see ``celeriac.fastapi.router``."""
-        return cast("APIRouter", symbol_by_name("celeriac.fastapi.router:build_router")(self, **options))
+    def router(
+        self,
+        *,
+        dependencies: Sequence[Any] | None = None,
+        owner: Any = None,
+        insecure: bool = False,
+        tags: Sequence[str] = ("tasks",),
+        include_traceback: bool = False,
+        heartbeat: float = 15.0,
+        longest_wait: float = 60.0,
+    ) -> APIRouter:
+        """An ``APIRouter`` over the records: get, list, result, events (SSE), cancel, retry.
+
+        ``dependencies`` and ``owner`` are FastAPI's ``Depends(…)``: the first guard every route, the second tells
+        whose tasks a caller may see. Cancel and retry answer 403 unless one of them is given, or ``insecure=True``.
+        ``heartbeat`` and ``longest_wait`` (of ``?wait=``) are seconds.
+        """
+        build = symbol_by_name("celeriac.fastapi.router:build_router")
+        router = build(
+            self,
+            dependencies=dependencies,
+            owner=owner,
+            insecure=insecure,
+            tags=tags,
+            include_traceback=include_traceback,
+            heartbeat=heartbeat,
+            longest_wait=longest_wait,
+        )
+        return cast("APIRouter", router)
+
+    def install(self, app: FastAPI) -> None:
+        """Add exception handlers: a broker or store that is gone is a 503, wrong arguments are a 422, no 500."""
+        symbol_by_name("celeriac.fastapi.errors:install")(self, app)
 
     # -- the worker ----------------------------------------------------------------------------------------------
 

@@ -45,8 +45,11 @@ class Connections:
         self._slots: weakref.WeakKeyDictionary[asyncio.AbstractEventLoop, _Slot] = weakref.WeakKeyDictionary()
 
     def current(self) -> Connection | None:
-        """What is open on the running loop."""
-        slot = self._slots.get(asyncio.get_running_loop())
+        """What is open on the running loop; nothing where no loop runs."""
+        try:
+            slot = self._slots.get(asyncio.get_running_loop())
+        except RuntimeError:
+            return None
         return slot.connection if slot else None
 
     async def here(self) -> Connection:

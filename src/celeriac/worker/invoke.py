@@ -48,7 +48,7 @@ async def invoke(execution: Execution, profile: TaskProfile, threads: Executor) 
 
 def _call(execution: Execution, profile: TaskProfile, args: Any, kwargs: Any) -> Awaitable[Any]:
     result = profile.call(*args, **kwargs)
-    return _emit_all(execution, result) if profile.kind is Kind.GENERATOR else result  # type: ignore[no-any-return]
+    return _emit_all(execution, result) if profile.kind is Kind.GENERATOR else result
 
 
 async def _emit_all(execution: Execution, values: AsyncIterator[Any]) -> None:
