@@ -6,7 +6,6 @@ Rows are lists in the order of ``RECORD_COLUMNS`` and ``EVENT_COLUMNS``, with ti
 
 from __future__ import annotations
 
-import json
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from datetime import UTC, datetime
 from typing import Any
@@ -138,14 +137,14 @@ def page(
     *,
     since: float | None = None,
     until: float | None = None,
-    search: str | None = None,
+    search: Collection[str] = (),
     before: int | None = None,
     limit: int,
 ) -> list[list[Any]]:
     """Up to ``limit`` records, newest first: those whose columns equal ``where``.
 
-    ``since`` and ``until`` bound the time of enqueueing in epoch seconds, the latter exclusively; ``search`` is a part
-    of the id, the name or the arguments; ``before`` is the number of the last record of the page before.
+    ``since`` and ``until`` bound the time of enqueueing in epoch seconds, the latter exclusively; one of ``search`` is
+    a part of the id, the name or the arguments; ``before`` is the number of the last record of the page before.
     """
     select = _labelled(RECORD_COLUMNS)
     for name, value in where.items():
@@ -164,10 +163,8 @@ def page(
     return load_bytes(connection.execute(gather_bytes(rows, *RECORD_COLUMNS)).scalar())
 
 
-def _contains(search: str) -> sa.ColumnElement[bool]:
+def _contains(parts: Iterable[str]) -> sa.ColumnElement[bool]:
     texts = [_record.task_id, _record.name, RECORD_COLUMNS["args"], RECORD_COLUMNS["kwargs"]]
-    # In JSON, what is not ASCII may be written as it is or escaped.
-    parts = {search, json.dumps(search)[1:-1]}
     return sa.or_(*(text.icontains(part, autoescape=True) for text in texts for part in sorted(parts)))
 
 

@@ -13,7 +13,7 @@ from typing import NamedTuple
 from celery import states
 
 from celeriac.stores.records import READY_STATES, EventDraft, RecordFilter, Transition
-from celeriac.stores.rows import CANCELLED, Row, micros
+from celeriac.stores.rows import CANCELLED, Row, micros, search_parts
 from celeriac.stores.transitions import advance, state_event
 
 __all__ = ["Change", "MemoryRecords"]
@@ -204,7 +204,7 @@ def _matcher(where: RecordFilter) -> Callable[[Row], bool]:
     equal = {field: value for field, value in equal.items() if value is not None}
     since = None if where.since is None else micros(where.since.timestamp())
     until = None if where.until is None else micros(where.until.timestamp())
-    needle = (where.search or "").translate(_ASCII_LOWER)
+    needles = {part.translate(_ASCII_LOWER) for part in search_parts(where.search or "")}
 
     def matches(row: Row) -> bool:
         if any(getattr(row, field) != value for field, value in equal.items()):
@@ -213,7 +213,9 @@ def _matcher(where: RecordFilter) -> Callable[[Row], bool]:
             return False
         if until is not None and (row.enqueued_at is None or row.enqueued_at >= until):
             return False
-        texts = (row.task_id, row.name, row.args, row.kwargs)
-        return not needle or any(needle in text.translate(_ASCII_LOWER) for text in texts if text)
+        texts = [
+            text.translate(_ASCII_LOWER) for text in (row.task_id, row.name, row.args, row.kwargs) if text
+        ]
+        return any(needle in text for text in texts for needle in needles)
 
     return matches

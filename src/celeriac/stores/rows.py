@@ -11,7 +11,7 @@ from celery import states
 
 from celeriac.stores.records import READY_STATES, Attempt, Progress, TaskEvent, TaskRecord, describe_error
 
-__all__ = ["CANCELLED", "Row", "error_of", "micros", "parse_number", "to_event", "to_record"]
+__all__ = ["CANCELLED", "Row", "error_of", "micros", "parse_number", "search_parts", "to_event", "to_record"]
 
 #: The result of a task that was cancelled before it started: Celery's own error for it, as JSON.
 CANCELLED = (
@@ -131,3 +131,8 @@ def parse_number(text: str, what: str) -> int:
     if not (text.isascii() and text.isdigit() and len(text) < 19):
         raise ValueError(f"{text!r} is no {what} of this store.")
     return int(text)
+
+
+def search_parts(search: str) -> set[str]:
+    """What to look for in JSON texts: beyond ASCII, a character may be written as it is or escaped."""
+    return {search, json.dumps(search)[1:-1]}

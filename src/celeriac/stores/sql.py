@@ -19,7 +19,7 @@ from celeriac.sql.transitions import apply_transitions
 from celeriac.stores.base import CancellationFeed, Store, Watch
 from celeriac.stores.entries import to_entries, to_event_rows
 from celeriac.stores.records import EventDraft, RecordFilter, RecordPage, TaskEvent, TaskRecord, Transition
-from celeriac.stores.rows import CANCELLED, Row, error_of, parse_number, to_event, to_record
+from celeriac.stores.rows import CANCELLED, Row, error_of, parse_number, search_parts, to_event, to_record
 from celeriac.stores.tail import Tail
 
 __all__ = ["SQLStore"]
@@ -99,7 +99,7 @@ class SQLStore(Store):
                 equal,
                 since=None if where.since is None else where.since.timestamp(),
                 until=None if where.until is None else where.until.timestamp(),
-                search=where.search,
+                search=search_parts(where.search) if where.search else (),
                 before=before,
                 limit=limit + 1,
             )

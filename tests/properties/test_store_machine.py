@@ -1,0 +1,103 @@
+"""Whatever happens to a few tasks, in whatever batches: the store in memory and the one in SQLite tell the same."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Collection, Iterator
+from dataclasses import replace
+from typing import Any
+
+import pytest
+from hypothesis import Phase, given, settings
+from hypothesis import strategies as st
+
+from celeriac.stores.base import Store
+from celeriac.stores.records import EventDraft, RecordFilter, TaskRecord, Transition
+from celeriac.stores.urls import store_for
+
+_IDS = ["a", "b", "c"]
+_STATES = ["PENDING", "STARTED", "RETRY", "FAILURE", "SUCCESS", "REVOKED", "UPLOADING"]
+
+_maybe_text = st.none() | st.sampled_from(["x", "ü", "it's"])
+_maybe_json = st.none() | st.sampled_from(['{"n": 1.5}', "[]", "null"])
+_error = st.sampled_from(
+    [None, '{"exc_type": "E", "exc_message": ["m", 2]}', '{"exc_type": "E", "exc_message": "m"}']
+)
+_maybe_time = st.none() | st.integers(0, 2**31).map(float)
+
+_transitions = st.builds(
+    Transition,
+    task_id=st.sampled_from(_IDS),
+    state=st.sampled_from(_STATES),
+    at=st.integers(0, 2**33).map(lambda quarters: quarters / 4),
+    name=_maybe_text,
+    queue=_maybe_text,
+    args=_maybe_json,
+    owner=_maybe_text,
+    parent_id=_maybe_text,
+    eta=_maybe_time,
+    expires=_maybe_time,
+    retries=st.none() | st.integers(0, 3),
+    worker=_maybe_text,
+    result=_maybe_json | _error,
+    traceback=_maybe_text,
+    children=_maybe_json,
+    replay=st.booleans(),
+)
+_events = st.builds(
+    EventDraft,
+    st.sampled_from(_IDS),
+    st.sampled_from(["progress", "value"]),
+    st.sampled_from(['{"current": 1, "total": 2, "note": "n"}', "3"]),
+    st.integers(0, 2**31).map(float),
+)
+_steps = st.lists(
+    st.tuples(st.just("transition"), st.lists(_transitions, max_size=6))
+    | st.tuples(st.just("append_events"), st.lists(_events, max_size=3))
+    | st.tuples(st.just("request_cancel"), st.lists(st.sampled_from(_IDS), max_size=2))
+    | st.tuples(st.just("forget"), st.lists(st.sampled_from(_IDS), max_size=1)),
+    max_size=8,
+)
+
+
+def _comparable(record: TaskRecord) -> TaskRecord:
+    # A cancellation happens now, which is not the same now in two stores.
+    cancelled = record.cancel_requested_at
+    if cancelled is None:
+        return record
+    finished = None if record.finished_at is None or record.finished_at >= cancelled else record.finished_at
+    return replace(record, cancel_requested_at=None, finished_at=finished)
+
+
+async def _observe(store: Store, steps: list[tuple[str, Any]]) -> Any:
+    answers = [await getattr(store, name)(argument) for name, argument in steps]
+    records = {id_: _comparable(record) for id_, record in (await store.get(_IDS)).items()}
+    events = {id_: [(event.kind, event.data) for event in await store.events(id_)] for id_ in _IDS}
+    listed = {record.id for record in (await store.list(RecordFilter())).records}
+    counts = [len(answer) if isinstance(answer, Collection) else answer for answer in answers]
+    return counts, records, events, listed, set(await store.cancelled(_IDS))
+
+
+@pytest.fixture(scope="module")
+def stores(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[asyncio.Runner, Store, Store]]:
+    """The same two stores for every example: to make a database takes longer than an example."""
+    folder = tmp_path_factory.mktemp("machine")
+    with asyncio.Runner() as runner:
+        pair = store_for("memory://machine"), store_for(f"sqlite:///{folder}/celery.db")
+        for store in pair:
+            runner.run(store.open())
+        yield runner, *pair
+        for store in pair:
+            runner.run(store.close())
+
+
+@settings(max_examples=100, deadline=None, phases=[Phase.explicit, Phase.reuse, Phase.generate, Phase.shrink])
+@given(steps=_steps)
+def test_memory_and_sqlite_agree(
+    stores: tuple[asyncio.Runner, Store, Store], steps: list[tuple[str, Any]]
+) -> None:
+    runner, *pair = stores
+    for store in pair:
+        runner.run(store.forget(_IDS))
+    in_memory, in_sqlite = (runner.run(_observe(store, steps)) for store in pair)
+    assert in_sqlite == in_memory
