@@ -19,6 +19,7 @@ from celeriac.protocol.codec import dumps
 
 __all__ = [
     "TaskRequest",
+    "allow_join",
     "current_execution",
     "enter_execution",
     "is_plain_signature",
@@ -161,3 +162,8 @@ def trailed_children(request: Context) -> str | None:
     """The tasks that a task has called, as Celery's result meta has them (``Backend.current_task_children``)."""
     children = request._children
     return dumps([child.as_tuple() for child in children]) if children else None
+
+
+def allow_join() -> None:
+    """Let code outside of tasks wait for results: ``celery._state._set_task_join_will_block``."""
+    celery_state._set_task_join_will_block(False)

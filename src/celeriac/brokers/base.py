@@ -99,7 +99,7 @@ class Settlement:
 
 @dataclass(frozen=True, slots=True)
 class DeadLetter:
-    """A message that nobody will deliver again unless it is replayed. ``id`` is the broker's own; ``at`` is epoch seconds."""
+    """A message that nobody delivers again unless it is replayed. ``id`` is the broker's; ``at`` is epoch seconds."""
 
     id: str
     queue: str
@@ -146,7 +146,7 @@ class Broker(ABC):
 
     @abstractmethod
     async def wait(self, queues: Sequence[str], timeout: float | None = None) -> None:
-        """Return when a message may have become due in one of the queues, or after ``timeout`` seconds. May be cancelled."""
+        """Return when a message may have become due in a queue, or after ``timeout`` seconds. May be cancelled."""
 
     @abstractmethod
     async def settle(self, settlements: Sequence[Settlement]) -> Collection[str]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+from collections.abc import Mapping
 from typing import Any
 
 from celery.bootsteps import CLOSE, RUN, TERMINATE
@@ -38,10 +39,15 @@ class Consumer(ConsumerFacade):
         app: Any = None,
         controller: Any = None,
         initial_prefetch_count: int = 0,
+        worker_options: Mapping[str, Any] | None = None,
         **_options: Any,
     ) -> None:
         self._init_callback = init_callback
-        self.service = Service(app, controller, self, self)
+        options = worker_options or {}
+        interval = (
+            None if options.get("without_heartbeat") else float(options.get("heartbeat_interval") or 2.0)
+        )
+        self.service = Service(app, controller, self, heartbeat_interval=interval)
         super().__init__(
             app=app,
             hostname=hostname or controller.hostname,

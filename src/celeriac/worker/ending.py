@@ -69,6 +69,8 @@ def ending_of(error: BaseException) -> Ending:
         return Ending(outcome, None, error=error, reason=f"rejected by the task: {error.reason or ''}")
     if isinstance(error, HandedBack):
         return Ending(Outcome.HANDED_BACK, None, error=error)
+    if isinstance(error, LeaseLost):
+        return Ending(Outcome.WORKER_LOST, None, error=error)
     if isinstance(error, TaskRevokedError):
         return _with_error(Outcome.REVOKED, states.REVOKED, error, error)
     if isinstance(error, (MalformedMessage, ContentDisallowed)):

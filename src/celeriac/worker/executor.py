@@ -20,7 +20,7 @@ from celeriac.calls import CallBuilder, NotNative
 from celeriac.compat import enter_execution, pop_task, push_task, trailed_children
 from celeriac.protocol.codec import dumps
 from celeriac.protocol.settlement import Action, Outcome, decide
-from celeriac.worker.ending import Ending, LeaseLost, ending_of
+from celeriac.worker.ending import Ending, ending_of
 from celeriac.worker.execution import Execution
 from celeriac.worker.invoke import invoke
 from celeriac.worker.profile import TaskProfile
@@ -72,7 +72,8 @@ class Executor:
             execution.task.request_stack.push(execution.request)
             try:
                 ending = await self._attempt(execution, profile)
-                if isinstance(ending.error, LeaseLost):
+                if ending.outcome is Outcome.WORKER_LOST:
+                    # Another worker has the message: what this attempt found out is not the task's result.
                     self._reporter.ended(execution, ending)
                     return
                 await self._conclude(execution, profile, ending)

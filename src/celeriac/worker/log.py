@@ -50,6 +50,8 @@ def log_ending(execution: Execution, ending: Ending) -> None:
     if ending.outcome is Outcome.FAILED and ending.error is not None:
         _log_failure(execution, name, ending.error)
         return
+    if ending.outcome is Outcome.UNKNOWN_TASK and execution.delivery.deliveries > 1:
+        return  # said when it came first
     level, words = _WORDS.get(ending.outcome, (logging.INFO, ending.outcome.name))
     if logger.isEnabledFor(level):
         text = words % (ending.reason or ending.error) if "%s" in words else words

@@ -18,7 +18,6 @@ from celeriac.worker.control import ControlThread
 from celeriac.worker.ending import HandedBack, LeaseLost
 from celeriac.worker.execution import Execution
 from celeriac.worker.executor import Executor
-from celeriac.worker.facade import ConsumerFacade
 from celeriac.worker.fetcher import Fetcher, Slots
 from celeriac.worker.intake import Intake
 from celeriac.worker.leases import LeaseKeeper
@@ -39,14 +38,17 @@ _LAST_STEPS = 5.0
 class Service:
     """One worker, for one run of its loop.
 
-    ``controller`` is Celery's ``WorkController`` with its pool; ``consumer`` is what Celery's signals name as sender.
+    ``controller`` is Celery's ``WorkController`` with its pool; ``consumer`` is what remote control sees, and what
+    Celery's signals name as sender. ``heartbeat_interval`` is in seconds; ``None`` sends no heartbeats.
     """
 
-    def __init__(self, app: Any, controller: Any, consumer: Any, facade: ConsumerFacade) -> None:
+    def __init__(
+        self, app: Any, controller: Any, consumer: Any, *, heartbeat_interval: float | None = 2.0
+    ) -> None:
         self._app = app
         self._controller = controller
         self._consumer = consumer
-        self._facade = facade
+        self._heartbeat_interval = heartbeat_interval
         self._pool = controller.pool
         self._held: dict[str, Execution] = {}  # by delivery tag
         self._runners: set[asyncio.Task[None]] = set()
@@ -86,11 +88,12 @@ class Service:
         )
         self._fetcher = Fetcher(connection.broker, self._queues, self._slots, self._start)
         self._control = ControlThread(
-            self._facade,
+            self._consumer,
             app=self._app,
             hostname=self._controller.hostname,
             executions=self,
             loop=asyncio.get_running_loop(),
+            heartbeat_interval=self._heartbeat_interval,
             enable_events=bool(self._controller.task_events),
         )
         control = self._control

@@ -1,0 +1,79 @@
+"""Pins every undocumented name of Celery's that ``celeriac.compat`` touches: an upgrade fails here first."""
+
+from __future__ import annotations
+
+import asyncio
+from typing import Any
+
+import celery
+from celery import _state, chain, group
+from celery.app.task import Context
+from celery.app.task import Task as CeleryTask
+from celery.backends.base import Backend
+from celery.canvas import Signature
+from celery.utils.threads import _LocalStack
+
+from celeriac import Celery, compat
+
+
+def test_the_task_stack_is_keyed_by_the_running_execution() -> None:
+    assert isinstance(_state._task_stack, _LocalStack)
+    stack: Any = _LocalStack()
+    compat.key_stack_by_context(stack)
+
+    async def one(name: str) -> Any:
+        compat.enter_execution(object())
+        stack.push(name)
+        await asyncio.sleep(0)
+        return stack.top
+
+    async def both() -> list[Any]:
+        return await asyncio.gather(one("a"), one("b"))
+
+    assert asyncio.run(both()) == ["a", "b"]
+    assert stack.top is None
+
+
+def test_a_task_request_is_celerys_context_with_the_same_custom_headers() -> None:
+    headers = {"id": "1", "task": "t", "lang": "py", "mine": 1, "retries": 0}
+    assert compat.TaskRequest({"message_headers": headers}).headers == Context(headers).headers == {"mine": 1}
+    assert compat.TaskRequest({"message_headers": {"id": "1"}}).headers is None
+
+
+def test_signatures_merge_as_apply_async_does() -> None:
+    app = celery.Celery("pin", set_as_current=False)
+    signature = Signature("task", args=(1,), kwargs={"a": 1}, options={"queue": "q"}, app=app)
+    assert compat.merge_signature(signature, (0,), {"b": 2}, {"priority": 3}) == (
+        "task",
+        (0, 1),
+        {"a": 1, "b": 2},
+        {"queue": "q", "priority": 3},
+    )
+    assert compat.is_plain_signature(signature)
+    assert not compat.is_plain_signature(group([signature]))
+    assert not compat.is_plain_signature(chain(signature, signature))
+
+
+def test_defaults_lose_against_what_the_user_sets() -> None:
+    app = Celery("pin", broker="memory://pin", set_as_current=False)
+
+    class Config:
+        task_acks_late = False
+
+    app.config_from_object(Config)
+    assert app.conf.task_acks_late is False
+    assert app.conf.task_track_started is True
+    assert app.conf.celeriac_delivery_limit == 5
+
+
+def test_the_backend_still_has_what_failures_are_passed_on_by() -> None:
+    for name in ("on_chord_part_return", "_fail_chain", "_call_task_errbacks"):
+        assert callable(getattr(Backend, name))
+
+
+def test_custom_handlers_are_recognised_and_inherited_ones_are_not() -> None:
+    class Mine(CeleryTask):  # type: ignore[misc]
+        def on_success(self, *args: Any) -> None: ...
+
+    assert compat.has_custom(Mine(), "on_success")
+    assert not compat.has_custom(Mine(), "on_failure")
