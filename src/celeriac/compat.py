@@ -1,4 +1,6 @@
-"""The only file that touches what Celery does not document; each name with its upstream symbol.
+"""What Celery does not document is touched here (and for the worker in ``worker/compat.py``) and nowhere else.
+
+Each name with its upstream symbol.
 
 ``tests/unit/test_compat.py`` pins every one of them, so that an upgrade of Celery fails there and not in a worker.
 """
@@ -22,6 +24,8 @@ __all__ = [
     "allow_join",
     "current_execution",
     "enter_execution",
+    "fail_successors",
+    "has_custom",
     "is_plain_signature",
     "key_stack_by_context",
     "leave_execution",
@@ -31,6 +35,7 @@ __all__ = [
     "set_app",
     "set_defaults",
     "trail",
+    "trailed_children",
 ]
 
 _execution: ContextVar[Any] = ContextVar("celeriac_execution", default=None)

@@ -11,7 +11,7 @@ from abc import ABC, abstractmethod
 from typing import Any
 
 from celeriac.errors import CeleriacError
-from celeriac.worker.upstream import bound_open_broker_sockets
+from celeriac.worker.compat import bound_open_broker_sockets
 
 __all__ = ["ConnectedThread"]
 

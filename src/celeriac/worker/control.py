@@ -22,11 +22,11 @@ from kombu.exceptions import EncodeError, InconsistencyError
 from kombu.messaging import Producer
 from kombu.utils.encoding import safe_repr, safe_str
 
+from celeriac.worker.compat import AttributeDict, Panel, check_subscription, jsonify, maybe_list
 from celeriac.worker.connected import ConnectedThread
 from celeriac.worker.events import EventPublisher
 from celeriac.worker.facade import ConsumerFacade
 from celeriac.worker.mirror import ExecutionsView, Mirror
-from celeriac.worker.upstream import AttributeDict, Panel, check_subscription, jsonify, maybe_list
 
 __all__ = ["ControlThread"]
 

@@ -20,8 +20,8 @@ from kombu.exceptions import EncodeError
 from kombu.messaging import Producer
 from kombu.utils.encoding import safe_repr
 
+from celeriac.worker.compat import jsonify, load_average, utcoffset, worker_state
 from celeriac.worker.connected import ConnectedThread
-from celeriac.worker.upstream import jsonify, load_average, utcoffset, worker_state
 
 __all__ = ["EventPublisher"]
 

@@ -18,7 +18,7 @@ from typing import Any, Protocol
 
 from kombu.utils.url import maybe_sanitize_url
 
-from celeriac.worker.upstream import Blueprint
+from celeriac.worker.compat import Blueprint
 
 __all__ = ["ConsumerBlueprint", "ConsumerFacade", "PoolFacade", "WorkerActions"]
 

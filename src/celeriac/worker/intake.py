@@ -9,7 +9,6 @@ from typing import Any
 
 from celery import states
 from celery.utils.log import get_logger
-from celery.worker import state as worker_state
 from kombu.serialization import prepare_accept_content
 
 from celeriac.brokers.base import Delivery, Settlement
@@ -19,6 +18,7 @@ from celeriac.protocol.message import Message, TaskMessage
 from celeriac.protocol.settlement import Action
 from celeriac.stores.base import Store
 from celeriac.stores.records import Transition
+from celeriac.worker.compat import worker_state
 from celeriac.worker.ending import exception_json
 from celeriac.worker.execution import Execution
 from celeriac.worker.records import RecordWriter

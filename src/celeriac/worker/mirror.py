@@ -12,7 +12,7 @@ from contextlib import contextmanager
 from types import SimpleNamespace
 from typing import Any, Protocol
 
-from celeriac.worker.upstream import worker_state
+from celeriac.worker.compat import worker_state
 
 __all__ = ["ExecutionInfo", "ExecutionsView", "Mirror", "RequestView"]
 

@@ -9,11 +9,11 @@ from typing import Any
 
 from celery.exceptions import TaskRevokedError
 from celery.utils.log import get_logger
-from celery.worker import state as worker_state
 
 from celeriac.brokers.base import Delivery
 from celeriac.connection import Connection
 from celeriac.errors import StoreUnavailable
+from celeriac.worker.compat import worker_state
 from celeriac.worker.control import ControlThread
 from celeriac.worker.ending import HandedBack, LeaseLost
 from celeriac.worker.execution import Execution

@@ -14,7 +14,8 @@ from typing import Any
 
 from celery import signals
 from celery.platforms import EX_FAILURE, EX_OK
-from celery.worker import state as worker_state
+
+from celeriac.worker.compat import worker_state
 
 __all__ = ["Shutdown"]
 

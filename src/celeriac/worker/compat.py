@@ -1,4 +1,7 @@
-"""Celery's undocumented names that remote control and events need, each with what it is needed for."""
+"""Celery's undocumented names that the worker needs, each with what it is needed for.
+
+Apart from ``celeriac.compat``, because an API process should not have to import Celery's worker.
+"""
 
 from __future__ import annotations
 
