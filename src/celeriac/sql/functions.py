@@ -11,7 +11,7 @@ from sqlalchemy.sql.functions import FunctionElement, GenericFunction
 
 from celeriac.sql.batch import gather
 
-__all__ = ["gather_bytes", "json_field", "json_text", "load_bytes", "micros", "strings"]
+__all__ = ["decoded", "gather_bytes", "json_field", "load_bytes", "micros", "strings"]
 
 
 class _Strings(GenericFunction[Any]):
@@ -34,28 +34,25 @@ def strings(parameter: str) -> sa.Select[Any]:
     return sa.select(_Strings(sa.bindparam(parameter, type_=sa.Text())).table_valued("value").c.value)
 
 
-class _JsonText(FunctionElement[str]):
+class _Decoded(FunctionElement[str]):
     inherit_cache = True
-    name = "celeriac_json_text"
+    name = "celeriac_decoded"
     type = sa.Text()
 
 
-@compiles(_JsonText, "sqlite")
-def _json_text_sqlite(element: _JsonText, compiler: Any, **options: Any) -> str:
-    column = compiler.process(element.clauses, **options)
-    text = f"CAST({column} AS TEXT)"
-    note = f"json_quote('<' || length({column}) || ' bytes that are not JSON>')"
-    return f"CASE WHEN {column} IS NULL OR json_valid({text}) THEN {text} ELSE {note} END"
+@compiles(_Decoded, "sqlite")
+def _decoded_sqlite(element: _Decoded, compiler: Any, **options: Any) -> str:
+    return f"CAST({compiler.process(element.clauses, **options)} AS TEXT)"
 
 
-@compiles(_JsonText, "postgresql")
-def _json_text_postgresql(element: _JsonText, compiler: Any, **options: Any) -> str:
+@compiles(_Decoded, "postgresql")
+def _decoded_postgresql(element: _Decoded, compiler: Any, **options: Any) -> str:
     return f"convert_from({compiler.process(element.clauses, **options)}, 'UTF8')"
 
 
-def json_text(column: sa.ColumnElement[bytes]) -> sa.ColumnElement[str]:
-    """What one of Celery's binary columns holds, as JSON text; a note, also JSON, if that is something else."""
-    return _JsonText(column)
+def decoded(column: sa.ColumnElement[bytes]) -> sa.ColumnElement[str]:
+    """One of Celery's binary columns as text: JSON, unless somebody else has written something else."""
+    return _Decoded(column)
 
 
 class _JsonField(FunctionElement[str]):

@@ -14,7 +14,7 @@ import sqlalchemy as sa
 from sqlalchemy.engine import Connection
 
 from celeriac.sql.batch import dump
-from celeriac.sql.functions import gather_bytes, json_text, load_bytes, micros, strings
+from celeriac.sql.functions import decoded, gather_bytes, load_bytes, micros, strings
 from celeriac.sql.tables import event, is_unsuccessful, task_record
 from celeriac.sql.transitions import execute_batch
 
@@ -45,8 +45,8 @@ RECORD_COLUMNS: Mapping[str, sa.ColumnElement[Any]] = {
     "state": _record.status,
     "name": _record.name,
     "queue": _record.queue,
-    "args": json_text(_record.args),
-    "kwargs": json_text(_record.kwargs),
+    "args": decoded(_record.args),
+    "kwargs": decoded(_record.kwargs),
     "owner": _record.owner,
     "root_id": _record.root_id,
     "parent_id": _record.parent_id,
@@ -61,9 +61,9 @@ RECORD_COLUMNS: Mapping[str, sa.ColumnElement[Any]] = {
     "worker": _record.worker,
     "attempts": _record.attempts,
     "progress": _record.progress,
-    "result": json_text(_record.result),
+    "result": decoded(_record.result),
     "traceback": _record.traceback,
-    "children": json_text(_record.children),
+    "children": decoded(_record.children),
     "cancel_requested_at": micros(_record.cancel_requested_at),
 }
 

@@ -68,7 +68,12 @@ def _moment(value: int | None) -> datetime | None:
 
 
 def _json(text: str | None) -> Any:
-    return None if text is None else json.loads(text)
+    if text is None:
+        return None
+    try:
+        return json.loads(text)
+    except ValueError:
+        return f"<{len(text)} characters that are not JSON>"  # by a stock worker with another serializer
 
 
 def error_of(state: str, result: str | None) -> str | None:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+
 import pytest
 
 from celeriac.stores.base import Store
@@ -187,6 +189,12 @@ class TransitionCases(StoreFixtures):
         record = await only(store, "a'b\"%:?")
         assert (record.name, record.worker, record.traceback) == (text, text, text)
         assert record.result == "\x00\ud800"
+
+    async def test_numbers_that_json_does_not_have(self, store: Store) -> None:
+        await store.transition([step("a", "SUCCESS", result='{"mean": NaN, "max": Infinity}')])
+        result = (await only(store, "a")).result
+        assert math.isnan(result["mean"])
+        assert result["max"] == math.inf
 
     async def test_text_that_is_no_unicode_does_no_harm(self, store: Store) -> None:
         await store.transition([step("a", "FAILURE", traceback="file \udce9.py", result='["\udce9"]')])
