@@ -13,7 +13,7 @@ from celery import signals
 
 from celeriac.brokers.base import Broker
 from celeriac.calls import Call
-from celeriac.errors import BrokerError, CeleriacError, PublishTimeout, StoreError
+from celeriac.errors import CeleriacError, PublishTimeout, StoreError
 from celeriac.hooks import Hook, Published
 from celeriac.stores.base import Store
 
@@ -86,10 +86,16 @@ class Publisher:
         task.add_done_callback(self._flushes.discard)
 
     async def _send_batch(self, batch: list[_Waiting], deadline: float) -> None:
-        error: CeleriacError | None = None
+        error: Exception | None = None
         try:
             await self._send([call for call, _ in batch], deadline)
         except CeleriacError as exc:
+            error = exc
+        except Exception as exc:  # noqa: BLE001 - it belongs to those who wait
+            if len(batch) > 1:
+                # One of them cannot be published, and the others should not pay for it.
+                await asyncio.gather(*(self._send_batch([waiting], deadline) for waiting in batch))
+                return
             error = exc
         for _, future in batch:
             if future.done():
@@ -110,11 +116,11 @@ class Publisher:
                 await self._broker.publish(publications)
                 await asyncio.shield(recorded)
         except TimeoutError:
-            recorded.cancel()
+            # Perhaps it is the broker's by now: the record stays, and the task with this id may yet run.
             raise PublishTimeout(
                 f"The broker did not confirm within {deadline:g} seconds; the task may or may not have been enqueued."
             ) from None
-        except BrokerError:
+        except Exception:
             recorded.cancel()
             await self._forget(calls)
             raise
@@ -127,6 +133,8 @@ class Publisher:
         except StoreError as exc:
             # The tasks are the broker's and will run; the worker makes up for the record when it starts them.
             logger.warning("The store did not record %d enqueued tasks: %s", len(calls), exc)
+        except Exception:
+            logger.exception("%d enqueued tasks were not recorded", len(calls))
 
     async def _forget(self, calls: Sequence[Call]) -> None:
         try:

@@ -117,7 +117,9 @@ class Service:
             self._consumer.on_ready()
             await asyncio.wait((fetching, requested), return_when=asyncio.FIRST_COMPLETED)
             self._fetcher.stop()
-            await fetching
+            await asyncio.wait((fetching,), timeout=_LAST_STEPS)
+            if fetching.done():
+                await fetching
         finally:
             requested.cancel()
             await self._finish()
@@ -135,7 +137,14 @@ class Service:
     async def _start(self, deliveries: Sequence[Delivery]) -> None:
         for delivery in deliveries:
             self._leases.hold(delivery.tag)
-        admitted = await self._intake.admit(deliveries)
+        try:
+            admitted = await self._intake.admit(deliveries)
+        except Exception:
+            # Nobody knows these tasks now: when their leases end, the messages are delivered again.
+            logger.exception("%d deliveries could not be admitted", len(deliveries))
+            for delivery in deliveries:
+                self._leases.release(delivery.tag)
+            admitted = []
         for _ in range(len(deliveries) - len(admitted)):
             self._slots.release()
         for execution, revoked, done in admitted:
