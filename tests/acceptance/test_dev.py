@@ -43,7 +43,7 @@ def test_one_command_serves_works_and_beats(quickstart: Quickstart) -> None:
     assert "\x1b" not in process.output  # no colours into a pipe
 
 
-@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP])
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGHUP])
 def test_a_signal_ends_all_of_it(quickstart: Quickstart, number: int) -> None:
     process = start_and_wait(quickstart)
     everything = descendants(process.pid)

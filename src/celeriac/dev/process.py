@@ -36,7 +36,8 @@ class Child:
 
     def __init__(self, process: asyncio.subprocess.Process, on_line: Callable[[str], None]) -> None:
         self._process = process
-        self._output = asyncio.create_task(self._read_lines(on_line))
+        self._on_line = on_line
+        self._output = asyncio.create_task(self._read_lines())
 
     @classmethod
     async def start(
@@ -77,6 +78,10 @@ class Child:
             self.kill()
             await self.wait()
 
+    def mute(self) -> None:
+        """Read on, so that it does not stand still, but pass nothing on."""
+        self._on_line = lambda _line: None
+
     def kill(self) -> None:
         """SIGKILL to the whole group. Harmless when nothing is left of it."""
         with contextlib.suppress(ProcessLookupError, PermissionError):
@@ -86,13 +91,13 @@ class Child:
         with contextlib.suppress(ProcessLookupError):
             self._process.send_signal(number)
 
-    async def _read_lines(self, on_line: Callable[[str], None]) -> None:
+    async def _read_lines(self) -> None:
         stream = self._process.stdout
         assert stream is not None
         rest = b""
         while chunk := await stream.read(_CHUNK):
             *lines, rest = (rest + chunk).split(b"\n")
             for line in lines:
-                on_line(line.decode(errors="replace").rstrip("\r"))
+                self._on_line(line.decode(errors="replace").rstrip("\r"))
         if rest:
-            on_line(rest.decode(errors="replace"))
+            self._on_line(rest.decode(errors="replace"))

@@ -36,6 +36,10 @@ async def keep_running(
         try:
             code = await child.wait()
         except asyncio.CancelledError:
+            if time.monotonic() - started_at < _STARTUP:
+                # Interrupted in the middle of its start it has nothing to tell but where it was: beat's SIGTERM
+                # handler fails while its scheduler is being made.
+                child.mute()
             await child.stop(grace)
             raise
         lived = time.monotonic() - started_at
