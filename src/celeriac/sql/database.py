@@ -11,6 +11,7 @@ from __future__ import annotations
 import asyncio
 import threading
 from collections.abc import Callable
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import TypeVar
 
@@ -82,17 +83,19 @@ class Database:
 
         Raises BrokerUnavailable, with one sentence that says what to do.
         """
-        opening = asyncio.get_running_loop().run_in_executor(None, self._open)
+        executor = ThreadPoolExecutor(1, "celeriac-sql-open")
+        opening = executor.submit(self._open)
+        executor.shutdown(wait=False)
         try:
-            await asyncio.shield(opening)
+            await asyncio.wrap_future(opening)
         except asyncio.CancelledError:
             opening.add_done_callback(self._give_back)
             raise
 
-    def _give_back(self, opened: asyncio.Future[None]) -> None:
-        """Nobody waits any more for what has been opened."""
+    def _give_back(self, opened: Future[None]) -> None:
+        """Close again what nobody waits for any more, on the thread that has opened it."""
         if not opened.cancelled() and opened.exception() is None:
-            opened.get_loop().run_in_executor(None, self._close)
+            self._close()
 
     def _open(self) -> None:
         with self._lock:

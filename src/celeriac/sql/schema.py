@@ -67,7 +67,7 @@ def _missing_triggers(connection: Connection) -> list[sa.Executable]:
     if connection.dialect.name != "sqlite":
         return []
     rows = connection.exec_driver_sql("SELECT name, sql FROM sqlite_master WHERE type = 'trigger'")
-    existing: dict[str, str] = dict(rows.tuples().all())
+    existing: dict[str, str] = {row[0]: row[1] for row in rows}
     statements: list[sa.Executable] = []
     for name, sql in triggers.items():
         if existing.get(name) == sql:

@@ -201,17 +201,30 @@ async def test_opens_after_the_trouble_is_over(tmp_path: Path) -> None:
     await database.close()
 
 
-async def test_a_cancelled_open_leaves_nothing_behind(database_url: str) -> None:
+async def test_a_cancelled_open_leaves_nothing_behind(
+    database_url: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
     database = Database.shared(database_url)
+    started, go_on, start = threading.Event(), threading.Event(), database._start
+
+    def slowly() -> object:
+        started.set()
+        go_on.wait(20)
+        return start()
+
+    monkeypatch.setattr(database, "_start", slowly)
     opening = asyncio.create_task(database.open())
-    await asyncio.sleep(0)
+    await asyncio.to_thread(started.wait, 20)
     opening.cancel()
     with pytest.raises(asyncio.CancelledError):
         await opening
+    go_on.set()
 
     async with asyncio.timeout(20):
-        while database._users or [t for t in threading.enumerate() if t.name.startswith("celeriac-sql")]:
+        while [thread for thread in threading.enumerate() if thread.name.startswith("celeriac-sql")]:
             await asyncio.sleep(0.01)
+    with pytest.raises(BrokerUnavailable):
+        database.read(values)
 
 
 async def test_serves_loops_in_several_threads(database: Database) -> None:
