@@ -42,7 +42,7 @@ def broker_for(url: str, *, lease: float = 30.0, options: Mapping[str, Any] | No
             f"{scheme}:// is kombu's SQLAlchemy transport, with tables of its own that celeriac does not read. "
             f"Use {plain!r} instead, everywhere. {_SUPPORTED}"
         )
-    raise ConfigurationError(f"There is no broker for {scheme or url!r} URLs. {_SUPPORTED}")
+    raise ConfigurationError(f"There is no broker for {scheme!r} URLs. {_SUPPORTED}")
 
 
 def _name(url: str) -> str:

@@ -1,0 +1,59 @@
+"""Which broker a URL means."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from celeriac.brokers.memory import MemoryBroker
+from celeriac.brokers.sql import SQLBroker
+from celeriac.brokers.urls import broker_for
+from celeriac.errors import ConfigurationError
+
+
+def test_sqlite_and_memory(tmp_path: Path) -> None:
+    broker = broker_for(f"sqlite:///{tmp_path}/celery.db", lease=7.0, options={"visibility_timeout": 3600})
+    assert isinstance(broker, SQLBroker)
+    assert broker.lease == 7.0
+    assert isinstance(broker_for("memory://"), MemoryBroker)
+    assert broker_for("memory://").lease == 30.0
+
+
+async def test_memory_brokers_share_by_name() -> None:
+    first, same, other = (broker_for(url) for url in ("memory://urls", "memory://urls/", "memory://others"))
+    assert isinstance(first, MemoryBroker)
+    assert isinstance(same, MemoryBroker)
+    assert isinstance(other, MemoryBroker)
+    assert first._shared is same._shared
+    assert first._shared is not other._shared
+
+
+async def test_a_relative_path_is_the_folder_of_the_start(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    broker = broker_for("sqlite:///celery.db")
+    monkeypatch.chdir("/")
+
+    await broker.open()
+    await broker.close()
+
+    assert (tmp_path / "celery.db").exists()
+
+
+@pytest.mark.parametrize(
+    ("url", "sentence"),
+    [
+        ("redis://localhost", "no broker for 'redis' URLs"),
+        ("", "no broker"),
+        ("celery.db", "no broker"),
+        ("sqlite://", "names no file"),
+        ("sqla+sqlite:///celery.db", r"Use 'sqlite:///celery\.db' instead"),
+    ],
+)
+def test_anything_else_says_what_is_supported(url: str, sentence: str) -> None:
+    with pytest.raises(ConfigurationError, match=sentence) as caught:
+        broker_for(url)
+
+    assert "memory://" in str(caught.value)
