@@ -31,6 +31,9 @@ __all__ = ["Celery"]
 P = ParamSpec("P")
 R = TypeVar("R")
 
+# From here on kombu knows ``sqlite://``; it imports the transport itself when it is used.
+symbol_by_name("celeriac.transports:register")()
+
 
 class Celery(celery.Celery):  # type: ignore[misc]
     """A Celery application for asyncio and FastAPI.
@@ -44,7 +47,6 @@ class Celery(celery.Celery):  # type: ignore[misc]
     control_cls = "celeriac.synchronous:DurableControl"
 
     def __init__(self, main: str | None = None, **options: Any) -> None:
-        symbol_by_name("celeriac.transports:register")()
         self._connections = Connections(self)
         super().__init__(main, **options)
 
@@ -57,6 +59,14 @@ class Celery(celery.Celery):  # type: ignore[misc]
             defaults["broker_transport"] = "celeriac-memory"
         compat.set_defaults(conf, defaults)
         return conf
+
+    def _connection(self, url: str, **options: Any) -> Any:
+        if url.startswith(("sqlite:", "memory:")):
+            settings = self.settings
+            own = {"visibility_timeout": settings.lease, "delivery_limit": settings.delivery_limit}
+            passed = options.get("transport_options") or {}
+            options["transport_options"] = {**own, **settings.transport_options, **passed}
+        return super()._connection(url, **options)
 
     @cached_property
     def settings(self) -> config.Settings:
