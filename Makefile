@@ -30,6 +30,7 @@ check: .venv/dev.stamp
 	$(BIN)/ruff check .
 	$(BIN)/mypy
 	$(BIN)/mypy tests/typing
+	cd examples/quickstart && ../../$(BIN)/mypy --config-file ../../pyproject.toml -p worker -m main
 	$(BIN)/pyright
 	$(BIN)/lint-imports
 

@@ -43,7 +43,7 @@ def free_port() -> int:
 def alive(pid: int) -> bool:
     """Whether the process runs; a zombie does not."""
     try:
-        return psutil.Process(pid).status() != psutil.STATUS_ZOMBIE
+        return bool(psutil.Process(pid).status() != psutil.STATUS_ZOMBIE)
     except psutil.NoSuchProcess:
         return False
 
@@ -51,7 +51,7 @@ def alive(pid: int) -> bool:
 def descendants(pid: int) -> list[psutil.Process]:
     """The process's children, their children, and so on, as far as they can still be traced to it."""
     try:
-        return psutil.Process(pid).children(recursive=True)
+        return list(psutil.Process(pid).children(recursive=True))
     except psutil.NoSuchProcess:
         return []
 

@@ -4,6 +4,7 @@ import email
 import email.policy
 import os
 from datetime import timedelta
+from email.message import EmailMessage
 from pathlib import Path
 
 import pytest
@@ -41,7 +42,7 @@ def test_other_urls_are_refused(url: str) -> None:
         mail.Server.from_url(url)
 
 
-def message(recipient: str = "ada@example.com") -> mail.EmailMessage:
+def message(recipient: str = "ada@example.com") -> EmailMessage:
     return mail.compose(
         sender="Shop <shop@example.com>",
         recipient=recipient,
