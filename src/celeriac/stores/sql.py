@@ -6,7 +6,7 @@ import asyncio
 import builtins
 import time
 from collections.abc import AsyncIterator, Callable, Collection, Iterable, Iterator, Mapping, Sequence
-from contextlib import asynccontextmanager, contextmanager
+from contextlib import AsyncExitStack, asynccontextmanager, contextmanager
 from typing import Any, TypeVar
 
 from celery import states
@@ -20,6 +20,7 @@ from celeriac.stores.base import CancellationFeed, Store, Watch
 from celeriac.stores.entries import to_entries, to_event_rows
 from celeriac.stores.records import EventDraft, RecordFilter, RecordPage, TaskEvent, TaskRecord, Transition
 from celeriac.stores.rows import CANCELLED, Row, error_of, parse_number, search_parts, to_event, to_record
+from celeriac.stores.scans import Scans
 from celeriac.stores.tail import Tail
 
 __all__ = ["SQLStore"]
@@ -41,21 +42,26 @@ class SQLStore(Store):
         self.url = url
         self.expires = expires
         self._database = Database.shared(url)
+        self._scans = Scans(url)
         self._tail: Tail | None = None
         self._lookup: _Lookup | None = None
+        self._lock = asyncio.Lock()
         self._orphans_after = 0
 
     async def open(self) -> None:
-        if self._tail is None:
-            with _store_errors():
-                await self._database.open()
-            self._tail = Tail(self._database)
+        async with self._lock:
+            if self._tail is None:
+                with _store_errors():
+                    await self._database.open()
+                self._tail = Tail(self._database)
 
     async def close(self) -> None:
-        if self._tail is not None:
-            tail, self._tail = self._tail, None
-            await self._database.close()
-            tail.release()
+        async with self._lock:
+            if self._tail is not None:
+                tail, self._tail = self._tail, None
+                await self._scans.close()
+                await self._database.close()
+                tail.release()
 
     async def transition(self, transitions: Sequence[Transition]) -> None:
         entries = to_entries(transitions)
@@ -70,6 +76,7 @@ class SQLStore(Store):
         return {task_id: to_record(rows[task_id]) for task_id in task_ids if task_id in rows}
 
     async def _rows(self, task_ids: Iterable[str]) -> Mapping[str, Row]:
+        self._opened()
         # What is asked for in one tick of the loop is one query.
         lookup = self._lookup
         if lookup is None:
@@ -104,7 +111,9 @@ class SQLStore(Store):
                 limit=limit + 1,
             )
 
-        rows = [Row(*row) for row in await self._read(read)]
+        self._opened()
+        with _store_errors():
+            rows = [Row(*row) for row in await self._scans.read(read)]
         following = str(rows[limit - 1].number) if len(rows) > limit else None
         return RecordPage([to_record(row) for row in rows[:limit]], following)
 
@@ -115,9 +124,10 @@ class SQLStore(Store):
 
     @asynccontextmanager
     async def watch(self, task_id: str, *, until_ready: bool = False) -> AsyncIterator[Watch]:
-        with _store_errors():
-            async with self._opened().flag(task_id, until_ready=until_ready) as flag:
-                yield flag
+        async with AsyncExitStack() as stack:
+            with _store_errors():
+                flag = await stack.enter_async_context(self._opened().flag(task_id, until_ready=until_ready))
+            yield flag
 
     async def request_cancel(self, task_ids: Sequence[str]) -> Collection[str]:
         now = time.time()
@@ -132,9 +142,10 @@ class SQLStore(Store):
 
     @asynccontextmanager
     async def cancellations(self) -> AsyncIterator[CancellationFeed]:
-        with _store_errors():
-            async with self._opened().feed() as feed:
-                yield feed
+        async with AsyncExitStack() as stack:
+            with _store_errors():
+                feed = await stack.enter_async_context(self._opened().feed())
+            yield feed
 
     async def forget(self, task_ids: Sequence[str]) -> int:
         now = time.time()
@@ -178,6 +189,8 @@ class _Lookup:
     def __init__(self) -> None:
         self.task_ids: set[str] = set()
         self.future: asyncio.Future[Mapping[str, Row]] = asyncio.get_running_loop().create_future()
+        # Everybody may have given up waiting by the time that it fails.
+        self.future.add_done_callback(lambda future: future.cancelled() or future.exception())
 
     def finish(self, found: asyncio.Future[builtins.list[builtins.list[Any]]]) -> None:
         if found.cancelled():
