@@ -1,0 +1,60 @@
+"""Deleting what has expired, a bounded piece at a time."""
+
+from __future__ import annotations
+
+import time
+
+import pytest
+
+from celeriac.sql import event_log, records
+from celeriac.sql.database import Database
+from celeriac.sql.transitions import apply_transitions
+from celeriac.stores.entries import to_entries
+from celeriac.stores.records import RecordFilter, Transition
+from celeriac.stores.sql import SQLStore
+
+OLD = 1_600_000_000.0
+
+
+async def test_one_call_deletes_a_bounded_number(database_url: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("celeriac.stores.sql._TRIM_RECORDS", 10)
+    store = SQLStore(database_url, expires=60)
+    await store.open()
+    ended = [Transition(task_id=f"old-{n}", state="SUCCESS", at=OLD + n, result="1") for n in range(25)]
+    await store.transition([*ended, Transition(task_id="new", state="SUCCESS", at=time.time())])
+    await store.transition([Transition(task_id="waits", state="PENDING", at=OLD)])
+    assert [await store.trim() for _ in range(4)] == [10, 10, 5, 0]
+    assert {record.id for record in (await store.list(RecordFilter())).records} == {"new", "waits"}
+    assert [len(await store.events(task_id)) for task_id in ("new", "waits", "old-1")] == [1, 1, 0]
+    await store.close()
+
+
+async def test_orphans_go_in_windows_and_the_newest_event_stays(database_url: str) -> None:
+    database = Database.shared(database_url)
+    await database.open()
+
+    def prepare(connection):  # type: ignore[no-untyped-def]
+        steps = [Transition(task_id=f"t{n}", state="SUCCESS", at=OLD) for n in range(9)]
+        apply_transitions(connection, to_entries(steps))
+        records.forget(connection, [f"t{n}" for n in range(9) if n != 4], OLD)
+
+    await database.write(prepare)
+    after, windows = 0, 0
+    while True:
+        position = after
+        after = await database.write(
+            lambda connection, position=position: event_log.trim_orphans(connection, OLD + 1, position, 4)
+        )
+        if after == 0:
+            break
+        windows += 1
+    left = await database.read(lambda c: c.exec_driver_sql("SELECT id, kind FROM celeriac_event").all())
+    # The one of the record that is left, and the newest, whose id must not be used again.
+    assert [kind for _, kind in left] == ["state", "forget"]
+    assert windows == 3
+    newest = left[-1][0]
+    await database.write(
+        lambda c: apply_transitions(c, to_entries([Transition(task_id="x", state="SUCCESS", at=OLD)]))
+    )
+    assert await database.read(event_log.end) == newest + 1
+    await database.close()
