@@ -57,6 +57,8 @@ class Celery(celery.Celery):  # type: ignore[misc]
         defaults: dict[str, Any] = {"result_backend": config.default_backend(broker_url)}
         if broker_url.startswith("memory:"):
             defaults["broker_transport"] = "celeriac-memory"
+        if scheduler := config.default_scheduler(broker_url):
+            defaults["beat_scheduler"] = scheduler
         compat.set_defaults(conf, defaults)
         return conf
 
@@ -308,6 +310,11 @@ class Celery(celery.Celery):  # type: ignore[misc]
     def Worker(self) -> Any:  # noqa: N802 - Celery's name
         """The program behind ``celery worker``."""
         return self.subclass_with_self("celeriac.worker.program:Worker")
+
+    @cached_property
+    def Beat(self) -> Any:  # noqa: N802 - Celery's name
+        """The program behind ``celery beat``."""
+        return self.subclass_with_self("celeriac.scheduler.program:Beat")
 
     @cached_property
     def EmbeddedWorker(self) -> Any:  # noqa: N802 - beside Worker

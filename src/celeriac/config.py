@@ -10,7 +10,14 @@ from typing import Any
 
 from celeriac.errors import ConfigurationError
 
-__all__ = ["CELERY_DEFAULTS", "DEFAULT_BROKER_URL", "OWN_DEFAULTS", "Settings", "default_backend"]
+__all__ = [
+    "CELERY_DEFAULTS",
+    "DEFAULT_BROKER_URL",
+    "OWN_DEFAULTS",
+    "Settings",
+    "default_backend",
+    "default_scheduler",
+]
 
 #: Without a broker URL everything lives in this file, in the folder where the process was started.
 DEFAULT_BROKER_URL = "sqlite:///celery.db"
@@ -47,6 +54,8 @@ OWN_DEFAULTS: dict[str, Any] = {
     "celeriac_concurrency": 100,
     # Threads for ``def`` tasks; None means as many as there are slots, 64 at most.
     "celeriac_threads": None,
+    # Seconds that the schedule belongs to a beat that no longer renews it: how long the death of one goes unnoticed.
+    "celeriac_beat_lease": 10.0,
     # Whether arguments are validated against the task's annotations.
     "celeriac_validate_arguments": True,
 }
@@ -56,6 +65,12 @@ def default_backend(broker_url: str) -> str | None:
     """The result backend that goes with a broker: the same place where records can live, else none."""
     scheme = broker_url.partition(":")[0]
     return broker_url if scheme in {"sqlite", "memory"} else None
+
+
+def default_scheduler(broker_url: str) -> str | None:
+    """The scheduler of ``celery beat`` that keeps its state where the broker's messages are, if there is one."""
+    scheme = broker_url.partition(":")[0]
+    return "celeriac.scheduler.database:DatabaseScheduler" if scheme == "sqlite" else None
 
 
 @dataclass(frozen=True, slots=True)
@@ -72,6 +87,7 @@ class Settings:
     concurrency: int
     threads: int | None
     result_expires: float | None
+    beat_lease: float
     validate_arguments: bool
     transport_options: Mapping[str, Any]
 
@@ -97,6 +113,7 @@ class Settings:
             concurrency=int(_number("celeriac_concurrency", conf.celeriac_concurrency, minimum=1)),
             threads=None if threads is None else int(_number("celeriac_threads", threads, minimum=1)),
             result_expires=float(expires) if expires else None,
+            beat_lease=_number("celeriac_beat_lease", conf.celeriac_beat_lease, minimum=0.5),
             validate_arguments=bool(conf.celeriac_validate_arguments),
             transport_options=options,
         )

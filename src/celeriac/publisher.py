@@ -17,7 +17,7 @@ from celeriac.errors import CeleriacError, PublishTimeout, StoreError
 from celeriac.hooks import Hook, Published
 from celeriac.stores.base import Store
 
-__all__ = ["Publisher"]
+__all__ = ["Publisher", "signal_after", "signal_before"]
 
 logger = logging.getLogger("celeriac.publisher")
 
@@ -43,25 +43,25 @@ class Publisher:
 
         Raises BrokerUnavailable, or PublishTimeout after ``deadline`` seconds.
         """
-        _signal_before(call)
+        signal_before(call)
         await self._submit(call, self._deadline if deadline is None else deadline)
-        _signal_after(call)
+        signal_after(call)
 
     async def publish_many(self, calls: Sequence[Call], deadline: float | None = None) -> None:
         """Publish all in one step of the broker, all or none. Raises as ``publish`` does."""
         if not calls:
             return
         for call in calls:
-            _signal_before(call)
+            signal_before(call)
         await self._send(calls, self._deadline if deadline is None else deadline)
         for call in calls:
-            _signal_after(call)
+            signal_after(call)
 
     async def replay(self, call: Call) -> None:
         """Publish a task that has ended once more, and start its record over. Raises as ``publish`` does."""
-        _signal_before(call)
+        signal_before(call)
         await self._send([replace(call, record=replace(call.record, replay=True))], self._deadline)
-        _signal_after(call)
+        signal_after(call)
 
     async def drain(self) -> None:
         """Wait for what is under way."""
@@ -152,7 +152,8 @@ class Publisher:
                 logger.exception("The hook %r failed.", hook)
 
 
-def _signal_before(call: Call) -> None:
+def signal_before(call: Call) -> None:
+    """Send Celery's ``before_task_publish``; its receivers may still change headers and properties."""
     if signals.before_task_publish.receivers:
         message = call.publication.message
         signals.before_task_publish.send(
@@ -167,7 +168,8 @@ def _signal_before(call: Call) -> None:
         )
 
 
-def _signal_after(call: Call) -> None:
+def signal_after(call: Call) -> None:
+    """Send Celery's ``after_task_publish``."""
     if signals.after_task_publish.receivers:
         _send_after(call)
 

@@ -24,9 +24,11 @@ __all__ = [
     "is_moving",
     "is_ready",
     "is_unsuccessful",
+    "leader",
     "message",
     "metadata",
     "queue",
+    "schedule",
     "task_group",
     "task_record",
     "triggers",
@@ -183,3 +185,22 @@ event = sa.Table(
     sa.Column("at", sa.Float, nullable=False),  # epoch seconds
 )
 sa.Index("celeriac_event_record", event.c.record_id, event.c.id)
+
+# Beat's memory, one row for each entry of the schedule: the entries themselves are in the app's configuration.
+schedule = sa.Table(
+    "celeriac_schedule",
+    metadata,
+    sa.Column("name", sa.Text, primary_key=True),
+    sa.Column("last_run_at", sa.Float, nullable=False),  # epoch seconds; of a new entry, when it began
+    sa.Column("total_run_count", sa.Integer, nullable=False, default=0),
+)
+
+# Who does what only one process may do, under a lease that it renews.
+leader = sa.Table(
+    "celeriac_leader",
+    metadata,
+    sa.Column("role", sa.Text, primary_key=True),
+    sa.Column("holder", sa.Text, nullable=False),
+    sa.Column("renewed_at", sa.Float, nullable=False),  # epoch seconds
+    sa.Column("lease", sa.Float, nullable=False),  # seconds after that for which it holds
+)
