@@ -109,6 +109,7 @@ def create_engine(url: str | URL, *, synchronous: str = "NORMAL") -> Engine:
             parsed,
             hide_parameters=True,  # what tasks are about is nobody's business who reads a log
             pool_pre_ping=parsed.get_backend_name() != "sqlite",
+            max_overflow=-1,  # a thread that has to wait waits for the database, with our deadline
         )
     except (ArgumentError, NoSuchModuleError, ModuleNotFoundError) as exc:
         raise ConfigurationError(f"The database URL {str(url)!r} cannot be used: {exc}") from exc

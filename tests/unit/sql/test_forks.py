@@ -6,6 +6,8 @@ import subprocess
 import sys
 from pathlib import Path
 
+import pytest
+
 _SCRIPT = """
 import asyncio, os, sys, threading
 from celeriac.sql.database import Database
@@ -84,6 +86,7 @@ asyncio.run(main())
 """
 
 
+@pytest.mark.skipif(not Path("/proc/self/fd").exists(), reason="needs Linux's /proc")
 def test_parent_and_children_share_the_file_after_a_fork(tmp_path: Path) -> None:
     result = subprocess.run(
         [sys.executable, "-c", _SCRIPT, f"sqlite:///{tmp_path}/celery.db"],
