@@ -53,6 +53,8 @@ def insert(
     connection: Connection, table: sa.Table, columns: tuple[str, ...], rows: Sequence[Sequence[Any]]
 ) -> None:
     """Insert rows, each a value for every one of ``columns``, in order."""
+    if not rows:
+        return
     if connection.dialect.name != "sqlite":
         connection.execute(sa.insert(table), [dict(zip(columns, row, strict=True)) for row in rows])
         return

@@ -328,7 +328,7 @@ _purge_moving = sa.delete(message).where(
 )
 
 
-def purge(connection: Connection, queue: str, now: float, limit: int = 2**31) -> int:
+def purge(connection: Connection, queue: str, now: float, limit: int = 2**31 - 1) -> int:
     """Delete waiting and delayed messages of a queue, not the leased and the dead. Returns how many.
 
     At most ``limit``: a transaction that deletes a million keeps everybody waiting for many seconds.
