@@ -16,6 +16,7 @@ import celery
 import pytest
 from celery.backends.database import DatabaseBackend
 from celery.contrib.testing.worker import start_worker
+from celery.signals import setup_logging
 
 from celeriac.backends.memory import MemoryBackend
 from celeriac.backends.sql import SQLBackend
@@ -24,8 +25,20 @@ from celeriac.stores.base import Store
 from celeriac.stores.records import RecordFilter, Transition
 from celeriac.stores.urls import store_for
 
+
 FAILURE = '{"exc_type": "ValueError", "exc_message": ["no"], "exc_module": "builtins"}'
 NOW = 1_790_000_000.25
+
+
+@pytest.fixture
+def logging_as_it_was() -> Iterator[None]:
+    """A worker in this process would set the level of the root logger, for every test that comes after it."""
+
+    def leave_alone(**_: Any) -> None: ...
+
+    setup_logging.connect(leave_alone)
+    yield
+    setup_logging.disconnect(leave_alone)
 
 
 def stock_app(backend: str, **settings: Any) -> Any:
@@ -348,16 +361,16 @@ class TestStockAppOnOurBackend:
         assert [app.AsyncResult(id_).state for id_ in ("waits", "runs")] == ["REVOKED", "STARTED"]
         assert set(app.backend.request_cancel(["waits", "runs"])) == {"runs"}
 
-    def test_canvas_with_a_stock_worker(self, app: Any) -> None:
-        @app.task
+    def test_canvas_with_a_stock_worker(self, app: Any, logging_as_it_was: None) -> None:
+        @app.task(shared=False)
         def add(x: int, y: int) -> int:
             return x + y
 
-        @app.task
+        @app.task(shared=False)
         def total(numbers: list[int]) -> int:
             return sum(numbers)
 
-        @app.task(bind=True, max_retries=1)
+        @app.task(bind=True, max_retries=1, shared=False)
         def stumble(self: Any) -> int:
             if self.request.retries == 0:
                 raise self.retry(countdown=0)
