@@ -17,6 +17,9 @@ from celeriac.scheduler.database import DatabaseScheduler
 from celeriac.scheduler.rows import Run
 from celeriac.sql import tables
 
+#: Seconds: as short as a busy machine allows.
+LEASE = 1.0
+
 #: Ticks until nothing is due.
 Settle = Callable[[DatabaseScheduler], None]
 
@@ -45,7 +48,7 @@ class Site:
 
     def app(self, **entries: Mapping[str, Any]) -> Celery:
         app = Celery("site", broker=self.url, set_as_current=False)
-        app.conf.update(beat_schedule=entries, result_expires=None, celeriac_beat_lease=0.6)
+        app.conf.update(beat_schedule=entries, result_expires=None, celeriac_beat_lease=LEASE)
 
         @app.task(name="note")
         def note(text: str = "") -> None: ...
