@@ -25,7 +25,6 @@ from celeriac.stores.base import Store
 from celeriac.stores.records import RecordFilter, Transition
 from celeriac.stores.urls import store_for
 
-
 FAILURE = '{"exc_type": "ValueError", "exc_message": ["no"], "exc_module": "builtins"}'
 NOW = 1_790_000_000.25
 
