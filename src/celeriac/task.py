@@ -22,7 +22,7 @@ from celery.app.task import Task as CeleryTask
 from celery.canvas import Signature
 
 from celeriac.arguments import ArgumentSchema
-from celeriac.compat import current_execution, key_stack_by_context
+from celeriac.compat import RequestStack, current_execution
 from celeriac.context import context_parameters
 from celeriac.handle import TaskHandle
 
@@ -131,8 +131,8 @@ class Task(CeleryTask, Generic[P, R]):  # type: ignore[misc]
     @classmethod
     def on_bound(cls, app: Any) -> None:
         """Called by Celery when the task belongs to its app."""
-        # One stack a task class, keyed by the thread in Celery: interleaved coroutines would share a request.
-        key_stack_by_context(cls.request_stack)
+        # Celery's is keyed by the thread: interleaved coroutines would share a request.
+        cls.request_stack = RequestStack()
 
     async def enqueue(self, *args: P.args, **kwargs: P.kwargs) -> TaskHandle[R]:
         """Validate the arguments, publish the task, and return a handle when the broker has confirmed.

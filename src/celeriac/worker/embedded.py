@@ -7,8 +7,8 @@ from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from typing import Any
 
-from celeriac.compat import allow_join
 from celeriac.worker.consumer import Consumer
+from celeriac.worker.pool import EmbeddedPool
 
 __all__ = ["run_embedded"]
 
@@ -23,8 +23,6 @@ async def run_embedded(app: Any, *, concurrency: int | None = None) -> AsyncIter
     controller = await asyncio.to_thread(
         app.EmbeddedWorker, concurrency=concurrency or app.settings.concurrency
     )
-    # Celery forbids ``AsyncResult.get`` in a worker's process, where it means inside a task; this one is an API's, too.
-    allow_join()
     consumer: Consumer = controller.consumer
     ready = asyncio.Event()
     consumer.on_ready = ready.set  # type: ignore[method-assign]

@@ -68,7 +68,7 @@ class Executor:
         ending = refusal_of(execution, revoked=revoked, delivery_limit=self._delivery_limit)
         if ending is None:
             profile = self._profiles[execution.name]
-            push_task(execution.task)
+            push_task(execution, execution.task)
             execution.task.request_stack.push(execution.request)
             try:
                 ending = await self._attempt(execution, profile)
@@ -79,7 +79,7 @@ class Executor:
                 await self._conclude(execution, profile, ending)
             finally:
                 execution.task.request_stack.pop()
-                pop_task()
+                pop_task(execution)
         else:
             await self._record(execution, ending)
             if execution.task is not None and ending.state is not None:

@@ -15,6 +15,7 @@ import inspect
 import threading
 from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine, Generator, Iterator
 from concurrent.futures import Executor
+from functools import partial
 from typing import Any
 
 from celery.exceptions import Ignore, Reject, Retry, SoftTimeLimitExceeded, TimeLimitExceeded
@@ -88,10 +89,11 @@ def _limits(execution: Execution, profile: TaskProfile) -> tuple[float | None, f
 
 
 @contextlib.contextmanager
-def _limited(execution: Execution, profile: TaskProfile, on_soft: Callable[[float], None]) -> Iterator[None]:
+def _limited(
+    execution: Execution, hard: float | None, soft: float | None, on_soft: Callable[[float], None]
+) -> Iterator[None]:
     """Start the time limits, and forget them afterwards."""
     loop = asyncio.get_running_loop()
-    hard, soft = _limits(execution, profile)
     timers = []
     if soft is not None:
         timers.append(loop.call_later(soft, on_soft, soft))
@@ -100,7 +102,6 @@ def _limited(execution: Execution, profile: TaskProfile, on_soft: Callable[[floa
     try:
         yield
     finally:
-        execution.interrupt = None
         for timer in timers:
             timer.cancel()
 
@@ -108,28 +109,44 @@ def _limited(execution: Execution, profile: TaskProfile, on_soft: Callable[[floa
 async def _run_on_loop(execution: Execution, profile: TaskProfile, awaitable: Awaitable[Any]) -> Any:
     runner = execution.runner
     assert runner is not None
-    _, soft = _limits(execution, profile)
-    steered = _Steered(awaitable, runner) if soft is not None and inspect.iscoroutine(awaitable) else None
+    hard, soft = _limits(execution, profile)
+    execution.interrupt = partial(_cancel, execution, runner)
+    try:
+        if hard is None and soft is None:
+            return await awaitable
+        return await _run_limited(execution, awaitable, runner, hard, soft)
+    except asyncio.CancelledError:
+        if execution.stop is None:
+            raise
+        while runner.uncancel():
+            pass
+        raise execution.stop from None
+    finally:
+        execution.interrupt = None
 
-    def interrupt(_reason: BaseException) -> None:
-        if execution.interrupt is not None:
-            runner.cancel()
-            asyncio.get_running_loop().call_later(_INSIST, interrupt, _reason)
+
+def _cancel(execution: Execution, runner: asyncio.Task[None], reason: BaseException) -> None:
+    """Cancel a coroutine, and again for as long as it does not go."""
+    if execution.interrupt is not None:
+        runner.cancel()
+        asyncio.get_running_loop().call_later(_INSIST, _cancel, execution, runner, reason)
+
+
+async def _run_limited(
+    execution: Execution,
+    awaitable: Awaitable[Any],
+    runner: asyncio.Task[None],
+    hard: float | None,
+    soft: float | None,
+) -> Any:
+    steered = _Steered(awaitable, runner) if soft is not None and inspect.iscoroutine(awaitable) else None
 
     def on_soft(limit: float) -> None:
         if steered is not None:
             steered.throw_in(SoftTimeLimitExceeded(limit))
 
-    with _limited(execution, profile, on_soft):
-        execution.interrupt = interrupt
-        try:
-            return await (steered or awaitable)
-        except asyncio.CancelledError:
-            if execution.stop is None:
-                raise
-            while runner.uncancel():
-                pass
-            raise execution.stop from None
+    with _limited(execution, hard, soft, on_soft):
+        return await (steered or awaitable)
 
 
 class _Steered:
@@ -206,16 +223,19 @@ async def _run_in_thread(
         future.add_done_callback(_forget)
         runner.cancel()
 
-    with _limited(execution, profile, lambda _limit: call.raise_in(SoftTimeLimitExceeded)):
-        execution.interrupt = interrupt
-        try:
+    execution.interrupt = interrupt
+    hard, soft = _limits(execution, profile)
+    try:
+        with _limited(execution, hard, soft, lambda _limit: call.raise_in(SoftTimeLimitExceeded)):
             return await asyncio.shield(future)
-        except asyncio.CancelledError:
-            if execution.stop is None:
-                raise
-            while runner.uncancel():
-                pass
-            raise execution.stop from None
+    except asyncio.CancelledError:
+        if execution.stop is None:
+            raise
+        while runner.uncancel():
+            pass
+        raise execution.stop from None
+    finally:
+        execution.interrupt = None
 
 
 def _forget(future: asyncio.Future[Any]) -> None:

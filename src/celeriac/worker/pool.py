@@ -9,7 +9,7 @@ from typing import Any
 from celery import signals
 from celery.concurrency.base import BasePool
 
-__all__ = ["TaskPool"]
+__all__ = ["EmbeddedPool", "TaskPool"]
 
 #: Threads for ``def`` tasks where nothing else is said.
 _MOST_THREADS = 64
@@ -55,3 +55,9 @@ class TaskPool(BasePool):  # type: ignore[misc]
 
     def _get_info(self) -> dict[str, Any]:
         return {**super()._get_info(), "threads": self.threads._max_workers, "processes": [], "timeouts": ()}
+
+
+class EmbeddedPool(TaskPool):
+    """The pool of a worker inside another program, whose own code may wait for results with ``AsyncResult.get``."""
+
+    task_join_will_block = False

@@ -8,7 +8,7 @@ from enum import Enum
 from typing import Any
 
 from celeriac.arguments import ArgumentSchema
-from celeriac.compat import has_custom
+from celeriac.compat import has_custom, key_stack_by_context
 from celeriac.context import context_parameters
 from celeriac.protocol.settlement import AckSettings
 from celeriac.task import Task
@@ -47,6 +47,8 @@ class TaskProfile:
 
     def __init__(self, task: Any, *, validate: bool) -> None:
         self.task = task
+        if not isinstance(task, Task):
+            key_stack_by_context(task.request_stack)
         function = task.function if isinstance(task, Task) else inspect.unwrap(task.run)
         self.kind = _kind_of(function)
         self.autoretry = self.kind is not Kind.FUNCTION and hasattr(task, "_orig_run")
