@@ -5,7 +5,7 @@ from __future__ import annotations
 import heapq
 import itertools
 import threading
-from collections import Counter, defaultdict
+from collections import Counter, defaultdict, deque
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from types import MappingProxyType
@@ -99,19 +99,17 @@ class MemoryQueues:
         taken: list[Taken] = []
         with self._lock:
             self._promote(now)
-            open_queues = list(dict.fromkeys(queues))
-            while open_queues and len(taken) < limit:
-                for queue in tuple(open_queues[: limit - len(taken)]):
-                    message = self._first_ready(queue)
-                    if message is None:
-                        open_queues.remove(queue)
-                        continue
-                    message.leases += 1
-                    message.deliveries += 1
-                    self._place(message, LEASED, now + lease)
-                    taken.append(
-                        Taken(message.tag, queue, message.deliveries, message.draft.envelope.encode())
-                    )
+            in_turn = deque(dict.fromkeys(queues))
+            while in_turn and len(taken) < limit:
+                queue = in_turn.popleft()
+                message = self._first_ready(queue)
+                if message is None:
+                    continue
+                in_turn.append(queue)
+                message.leases += 1
+                message.deliveries += 1
+                self._place(message, LEASED, now + lease)
+                taken.append(Taken(message.tag, queue, message.deliveries, message.draft.envelope.encode()))
         return taken
 
     def settle(

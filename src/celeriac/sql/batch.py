@@ -23,6 +23,7 @@ __all__ = [
     "dump",
     "elements",
     "gather",
+    "gather_one",
     "insert",
     "integer",
     "itself",
@@ -40,7 +41,7 @@ def dump(rows: Iterable[Any]) -> str:
 
 
 def load(document: str | None) -> list[Any]:
-    """What :func:`gather` has gathered."""
+    """What :func:`gather` or :func:`gather_one` has gathered."""
     rows: list[Any] = json.loads(document) if document else []
     return rows
 
@@ -164,6 +165,28 @@ def _gather_postgresql(element: _Gather, compiler: Any, **options: Any) -> str:
 def gather(rows: sa.Subquery, *names: str) -> sa.Select[str]:
     """Select ``rows`` as one JSON text: an array with an array of the named columns for each row."""
     return sa.select(_Gather(*(rows.c[name] for name in names)))
+
+
+class _GatherOne(FunctionElement[str]):
+    inherit_cache = True
+    name = "celeriac_gather_one"
+    type = sa.Text()
+
+
+@compiles(_GatherOne, "sqlite")
+def _gather_one_sqlite(element: _GatherOne, compiler: Any, **options: Any) -> str:
+    return f"json_group_array({compiler.process(element.clauses, **options)})"
+
+
+@compiles(_GatherOne, "postgresql")
+def _gather_one_postgresql(element: _GatherOne, compiler: Any, **options: Any) -> str:
+    return f"CAST(json_agg({compiler.process(element.clauses, **options)}) AS text)"
+
+
+def gather_one(rows: sa.Subquery) -> sa.Select[str]:
+    """Select the only column of ``rows`` as one JSON text: an array of its values."""
+    (column,) = rows.c
+    return sa.select(_GatherOne(column))
 
 
 class _Joined(FunctionElement[bytes]):

@@ -136,6 +136,7 @@ def _tune_sqlite(engine: Engine, synchronous: str) -> None:
             f"synchronous = {synchronous}",
             "journal_size_limit = 67108864",
             "cache_size = -8192",
+            "wal_autocheckpoint = 4000",  # pages: most are written thrice within that, and so copied once
             "temp_store = MEMORY",
             "secure_delete = FAST",  # some systems build SQLite to write zeros over all that is deleted
         ):

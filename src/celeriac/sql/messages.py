@@ -30,6 +30,7 @@ from celeriac.sql.batch import (
     dump,
     elements,
     gather,
+    gather_one,
     integer,
     itself,
     joined,
@@ -160,14 +161,13 @@ _promote = (
     )
     .values(state=sa.literal_column(str(READY)), due=sa.null())
 )
-_candidates = gather(
+_candidates = gather_one(
     sa.select(message.c.id)
     .where(_of_queue, is_ready)
     .order_by(message.c.priority.desc(), message.c.id)
     .limit(_limit)
     .with_for_update(skip_locked=True)
-    .subquery(),
-    "id",
+    .subquery()
 )
 _lease = (
     sa.update(message)
@@ -179,11 +179,10 @@ _lease = (
         leases=message.c.leases + sa.literal_column("1"),
     )
 )
-_tag = sa.cast(message.c.id, sa.Text) + sa.literal_column("'.'") + sa.cast(message.c.leases, sa.Text)
 _leased_rows = (
     sa.select(
         message.c.id,
-        _tag.label("tag"),
+        message.c.leases,
         message.c.queue,
         message.c.deliveries,
         message.c.envelope,
@@ -193,9 +192,14 @@ _leased_rows = (
     .subquery()
 )
 # Envelopes come back as one value beside the JSON, not within it: no escapes to write and to read.
-_contents = gather(_leased_rows, "id", "tag", "queue", "deliveries", "length").add_columns(
+_contents = gather(_leased_rows, "id", "leases", "queue", "deliveries", "length").add_columns(
     joined(_leased_rows.c.envelope)
 )
+
+
+def _round_robin(by_queue: list[list[int]], limit: int) -> list[int]:
+    turns = chain.from_iterable(zip_longest(*by_queue))
+    return list(islice((id_ for id_ in turns if id_ is not None), limit))
 
 
 def take(connection: Connection, queues: Sequence[str], limit: int, lease: float, now: float) -> list[Taken]:
@@ -206,11 +210,10 @@ def take(connection: Connection, queues: Sequence[str], limit: int, lease: float
     """
     connection.execute(_promote, {"now": now, "limit": _PROMOTE_LIMIT})
     by_queue = [
-        [row[0] for row in load(connection.execute(_candidates, {"queue": queue, "limit": limit}).scalar())]
+        load(connection.execute(_candidates, {"queue": queue, "limit": limit}).scalar())
         for queue in dict.fromkeys(queues)
     ]
-    round_robin = chain.from_iterable(zip_longest(*by_queue))
-    ids = list(islice((id_ for id_ in round_robin if id_ is not None), limit))
+    ids = by_queue[0] if len(by_queue) == 1 else _round_robin(by_queue, limit)
     if not ids:
         return []
     parameters = {"batch": dump(ids), "until": now + lease}
@@ -218,25 +221,25 @@ def take(connection: Connection, queues: Sequence[str], limit: int, lease: float
     rows, envelopes = connection.execute(_contents, parameters).one()
     taken: dict[int, Taken] = {}
     end = 0
-    for id_, tag, queue, deliveries, length in load(rows):
+    for id_, leases, queue, deliveries, length in load(rows):
         start, end = end, end + length
-        taken[id_] = Taken(tag, queue, deliveries, envelopes[start:end])
+        taken[id_] = Taken(f"{id_}.{leases}", queue, deliveries, envelopes[start:end])
     return [taken[id_] for id_ in ids]
 
 
-_held = gather(
-    sa.select(_tag.label("tag"))
+_tag = sa.cast(message.c.id, sa.Text) + sa.literal_column("'.'") + sa.cast(message.c.leases, sa.Text)
+_held = gather_one(
+    sa.select(itself(_batch).label("tag"))
     .join_from(_batch, message, message.c.id == leading_integer(_batch))
     .where(_tag == itself(_batch), sa.or_(is_leased, is_ready))
     .with_for_update(of=message)
-    .subquery(),
-    "tag",
+    .subquery()
 )
 
 
 def _void(connection: Connection, tags: Collection[str]) -> set[str]:
     held = load(connection.execute(_held, {"batch": dump(tags)}).scalar())
-    return set(tags).difference(tag for (tag,) in held)
+    return set(tags).difference(held)
 
 
 _delete = sa.delete(message).where(message.c.id.in_(_ids))

@@ -73,6 +73,15 @@ class DeliveryCases(BrokerCases):
 
         assert single == {"first": 3, "second": 3, "third": 3}
 
+    async def test_an_empty_queue_gives_its_turn_to_all_others(self, broker: Broker) -> None:
+        queues = ["empty", "first", "second"]
+        await broker.publish([publication(f"{queue}-{n}", queue) for queue in queues[1:] for n in range(20)])
+
+        counts = Counter(delivery.queue for _ in range(6) for delivery in await receive(broker, 2, queues))
+
+        assert counts.total() == 12
+        assert abs(counts["first"] - counts["second"]) <= 2
+
     async def test_an_envelope_carries_the_whole_message(self, broker: Broker) -> None:
         sent = Message(
             headers={
