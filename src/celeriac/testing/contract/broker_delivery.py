@@ -77,7 +77,7 @@ class DeliveryCases(BrokerCases):
         queues = ["empty", "first", "second"]
         await broker.publish([publication(f"{queue}-{n}", queue) for queue in queues[1:] for n in range(20)])
 
-        counts = Counter(delivery.queue for _ in range(6) for delivery in await receive(broker, 2, queues))
+        counts = Counter([delivery.queue for _ in range(6) for delivery in await receive(broker, 2, queues)])
 
         assert counts.total() == 12
         assert abs(counts["first"] - counts["second"]) <= 2
