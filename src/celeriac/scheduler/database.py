@@ -75,8 +75,6 @@ class DatabaseScheduler(beat.Scheduler):  # type: ignore[misc]
         self.merge_inplace(self.app.conf.beat_schedule)
         self.install_default_entries(self.schedule)
 
-    # -- leading -------------------------------------------------------------------------------------------------
-
     def tick(self, *args: Any, **options: Any) -> float:
         """Send one run that is due, if this beat leads. Returns seconds until it should be called again.
 
@@ -133,8 +131,6 @@ class DatabaseScheduler(beat.Scheduler):  # type: ignore[misc]
         left = leader.ends_at - time.time() + _MARGIN
         return float(min(max(left, _MARGIN), self._state.lease / 4, self.max_interval))
 
-    # -- remembering ---------------------------------------------------------------------------------------------
-
     def _runs(self) -> dict[str, Run]:
         return {name: self._run(entry) for name, entry in self.schedule.items()}
 
@@ -153,8 +149,6 @@ class DatabaseScheduler(beat.Scheduler):  # type: ignore[misc]
             entry.total_run_count = run.total_run_count
         self._known = dict(known)
         self.old_schedulers = None  # has Celery work out anew what is due when
-
-    # -- sending -------------------------------------------------------------------------------------------------
 
     def apply_entry(self, entry: Any, producer: Any = None) -> None:
         """Send a run of an entry that is due, unless another beat has. A run that cannot be sent is logged and lost."""
@@ -198,8 +192,6 @@ class DatabaseScheduler(beat.Scheduler):  # type: ignore[misc]
     @cached_property
     def _celery_producer(self) -> Any:
         return self.Producer(self._ensure_connected(), auto_declare=False)
-
-    # -- ending --------------------------------------------------------------------------------------------------
 
     def close(self) -> None:
         """Hand the lead back, and close the database. Safe to call twice."""
