@@ -20,9 +20,8 @@ async def run_embedded(app: Any, *, concurrency: int | None = None) -> AsyncIter
     ``concurrency`` is the number of slots. Raises BrokerUnavailable when the broker cannot be opened.
     """
     # In a thread: building it imports the app's task modules.
-    controller = await asyncio.to_thread(
-        app.EmbeddedWorker, concurrency=concurrency or app.settings.concurrency
-    )
+    slots = concurrency or app.settings.concurrency
+    controller = await asyncio.to_thread(app.EmbeddedWorker, concurrency=slots, pool=EmbeddedPool)
     consumer: Consumer = controller.consumer
     ready = asyncio.Event()
     consumer.on_ready = ready.set  # type: ignore[method-assign]
