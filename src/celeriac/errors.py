@@ -67,7 +67,7 @@ class BrokerUnavailable(BrokerError, ConnectionError):
     ``permanent`` means that waiting will not help: a damaged file, a missing right.
     """
 
-    permanent = False
+    permanent: bool = False
 
 
 class PublishTimeout(BrokerError, TimeoutError):
@@ -84,7 +84,7 @@ class StoreUnavailable(StoreError, ConnectionError):
     ``permanent`` means that waiting will not help.
     """
 
-    permanent = False
+    permanent: bool = False
 
 
 class MalformedMessage(CeleriacError, ValueError):

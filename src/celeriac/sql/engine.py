@@ -189,6 +189,12 @@ def concerns_everybody(exc: BaseException) -> bool:
     return code in _DATABASE_CODES
 
 
+#: What does not pass by itself: whoever waits for the database may as well end.
+_PERMANENT = frozenset(
+    {sqlite3.SQLITE_NOTADB, sqlite3.SQLITE_CORRUPT, sqlite3.SQLITE_CANTOPEN, sqlite3.SQLITE_READONLY}
+)
+
+
 def unavailable(exc: BaseException, engine: Engine) -> BrokerUnavailable:
     """The one clear sentence for a database that does not do its work."""
     code = _code(exc)
@@ -206,7 +212,9 @@ def unavailable(exc: BaseException, engine: Engine) -> BrokerUnavailable:
         hint = _LOCKED
     else:
         hint = f"{exc.orig if isinstance(exc, DBAPIError) else exc}"
-    return _unusable(engine, hint)
+    error = _unusable(engine, hint)
+    error.permanent = code in _PERMANENT
+    return error
 
 
 def _unusable(engine: Engine, hint: str) -> BrokerUnavailable:

@@ -207,4 +207,6 @@ def _store_errors() -> Iterator[None]:
     try:
         yield
     except BrokerUnavailable as exc:
-        raise StoreUnavailable(str(exc)) from exc
+        error = StoreUnavailable(str(exc))
+        error.permanent = exc.permanent
+        raise error from exc
