@@ -5,12 +5,12 @@ What is the same for every call of a task is worked out once.
 
 from __future__ import annotations
 
+import os
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from typing import Any, NamedTuple
-from uuid import uuid4
 
 from celery import states
 from celery.app.routes import MapRoute
@@ -164,7 +164,7 @@ class CallBuilder:
     ) -> Call:
         take = options.pop
         now = time.time()
-        task_id = take("task_id", None) or str(uuid4())
+        task_id = take("task_id", None) or _new_id(now)
         root_id, parent_id, priority = self._inherit(
             take("root_id", None), take("parent_id", None), take("priority", None)
         )
@@ -298,6 +298,16 @@ def _moment(at: Any, after: float | timedelta | None, now: float) -> tuple[str |
     if at.tzinfo is None:
         at = at.replace(tzinfo=UTC)
     return at.isoformat(), at.timestamp()
+
+
+#: The digit that says which kind of UUID it is, from any digit.
+_VARIANT = {digit: "89ab"[int(digit, 16) & 3] for digit in "0123456789abcdef"}
+
+
+def _new_id(now: float) -> str:
+    """A UUID of version 7 (RFC 9562): ids made one after the other are neighbours in a database's index."""
+    digits = f"{int(now * 1000):012x}{os.urandom(10).hex()}"
+    return f"{digits[:8]}-{digits[8:12]}-7{digits[13:16]}-{_VARIANT[digits[16]]}{digits[17:20]}-{digits[20:]}"
 
 
 def _listed(value: Any) -> Any:

@@ -128,12 +128,7 @@ def current_execution() -> Any:
 
 
 class TaskRequest(Context):  # type: ignore[misc]
-    """Celery's task request, ``celery.app.task.Context``, which works out the custom headers only when asked.
-
-    ``execution`` is the running execution in a worker of ours, and ``None`` anywhere else.
-    """
-
-    execution: Any = None
+    """Celery's task request, ``celery.app.task.Context``, which works out the custom headers only when asked."""
 
     def __init__(self, values: Mapping[str, Any]) -> None:
         self.__dict__.update(values)

@@ -108,12 +108,13 @@ class Publisher:
     async def _send(self, calls: Sequence[Call], deadline: float) -> None:
         started = time.perf_counter()
         publications = [call.publication for call in calls]
-        # Submitted together: where broker and store are one server, this is one round trip. The order does not
-        # matter, because the record's first transition only fills in what a quick worker has left open.
+        # Both begin in the same tick: where broker and store are one server, this is one round trip. The order does
+        # not matter, because the record's first transition only fills in what a quick worker has left open.
         recorded = asyncio.ensure_future(self._record(calls))
+        published = asyncio.ensure_future(self._broker.publish(publications))
         try:
             async with asyncio.timeout(deadline):
-                await self._broker.publish(publications)
+                await published
                 await asyncio.shield(recorded)
         except TimeoutError:
             # Perhaps it is the broker's by now: the record stays, and the task with this id may yet run.

@@ -31,6 +31,7 @@ class Execution:
     __slots__ = (
         "__weakref__",
         "acknowledged",
+        "concluding",
         "delivery",
         "held_retries",
         "interrupt",
@@ -52,11 +53,11 @@ class Execution:
         self.task = task
         self.records = records
         self.request = TaskRequest(request_values(message, delivery, hostname))
-        self.request.__dict__["execution"] = self
         self.runner: asyncio.Task[None] | None = None
         self.interrupt: Any = None
         self.stop: BaseException | None = None
         self.acknowledged = False
+        self.concluding = False
         self.started_at: float | None = None
         self.time_start: float | None = None
         self.held_retries: list[Signature] = []

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from concurrent.futures import Executor as ThreadExecutor
 from typing import Any
 
@@ -33,7 +33,7 @@ __all__ = ["Executor"]
 
 
 class Executor:
-    """Executes deliveries. ``on_idle`` is called when a task's function has ended and its slot is free."""
+    """Executes deliveries. ``on_ended`` is called when a task's function has ended, and the rest is to be concluded."""
 
     def __init__(
         self,
@@ -43,6 +43,7 @@ class Executor:
         settler: Settler,
         reporter: Reporter,
         threads: ThreadExecutor,
+        on_ended: Callable[[Execution], None],
         delivery_limit: int,
         unknown_task_grace: float,
     ) -> None:
@@ -51,6 +52,7 @@ class Executor:
         self._settler = settler
         self._reporter = reporter
         self._threads = threads
+        self._on_ended = on_ended
         self._delivery_limit = delivery_limit
         self._unknown_task_grace = unknown_task_grace
 
@@ -72,6 +74,7 @@ class Executor:
             execution.task.request_stack.push(execution.request)
             try:
                 ending = await self._attempt(execution, profile)
+                self._on_ended(execution)
                 if ending.outcome is Outcome.WORKER_LOST:
                     # Another worker has the message: what this attempt found out is not the task's result.
                     self._reporter.ended(execution, ending)

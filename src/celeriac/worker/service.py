@@ -52,6 +52,7 @@ class Service:
         self._pool = controller.pool
         self._held: dict[str, Execution] = {}  # by delivery tag
         self._runners: set[asyncio.Task[None]] = set()
+        self._concluding = 0
         self.shutdown = Shutdown(controller.hostname)
 
     async def run(self, *, listen_to_signals: bool) -> int:
@@ -75,6 +76,7 @@ class Service:
             settler=self._settler,
             reporter=self._reporter,
             threads=self._pool.threads,
+            on_ended=self._on_ended,
             delivery_limit=settings.delivery_limit,
             unknown_task_grace=settings.unknown_task_grace,
         )
@@ -163,6 +165,17 @@ class Service:
             self._leases.release(execution.delivery.tag)
         finally:
             self._held.pop(execution.delivery.tag, None)
+            execution.runner = None  # they refer to each other
+            if execution.concluding:
+                self._concluding -= 1
+            else:
+                self._slots.release()
+
+    def _on_ended(self, execution: Execution) -> None:
+        """The function's slot is free while its result is stored; but no more wait for the store than run."""
+        if self._concluding < self._slots.capacity:
+            self._concluding += 1
+            execution.concluding = True
             self._slots.release()
 
     # -- the way out ---------------------------------------------------------------------------------------------
