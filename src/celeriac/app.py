@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import time
 from collections.abc import AsyncGenerator, AsyncIterator, Callable, Coroutine, Mapping, Sequence
 from contextlib import AbstractAsyncContextManager
 from typing import TYPE_CHECKING, Any, Literal, ParamSpec, Self, TypeVar, cast, overload
@@ -17,10 +18,10 @@ from celeriac.arguments import ArgumentSchema
 from celeriac.brokers.base import Broker
 from celeriac.calls import Call, NotNative
 from celeriac.connection import Connection, Connections
-from celeriac.errors import ConfigurationError
+from celeriac.errors import ConfigurationError, PublishTimeout
 from celeriac.handle import TaskHandle
 from celeriac.stores.base import Store
-from celeriac.stores.records import TaskRecord
+from celeriac.stores.records import TaskRecord, Transition
 from celeriac.task import BoundTaskDecorator, Task, TaskDecorator
 
 if TYPE_CHECKING:
@@ -142,7 +143,13 @@ class Celery(celery.Celery):  # type: ignore[misc]
             name, raw_args, raw_kwargs, options = compat.merge_signature(signature, (), None, {})
             registered = self._registered(name)
             args, kwargs = self._dump(registered, raw_args, raw_kwargs)
-            call = connection.calls.build(name, args, kwargs, options)
+            try:
+                call = connection.calls.build(name, args, kwargs, options)
+            except NotNative:
+                raise ConfigurationError(
+                    f"enqueue_many cannot publish {name} with a serializer, a compression or an exchange of its own; "
+                    "use enqueue."
+                ) from None
             calls.append(call)
             handles.append(self._handle(call.task_id, registered))
         await connection.publisher.publish_many(calls, deadline)
@@ -162,11 +169,35 @@ class Celery(celery.Celery):  # type: ignore[misc]
         try:
             call = connection.calls.build(name, args, kwargs, options)
         except NotNative:
-            result = await asyncio.to_thread(self.send_task, name, args, kwargs, **options)
-            return self._handle(result.id, task)
+            return await self._send_synchronously(name, args, kwargs, options, deadline, task)
         await connection.publisher.publish(call, deadline)
         compat.trail(call.task_id)
         return self._handle(call.task_id, task)
+
+    async def _send_synchronously(
+        self,
+        name: str,
+        args: Sequence[Any],
+        kwargs: Mapping[str, Any],
+        options: dict[str, Any],
+        deadline: float | None,
+        task: Any,
+    ) -> TaskHandle[Any]:
+        """Publish by Celery's own code, in a thread, what asks for a serializer, a compression or an exchange."""
+        owner = options.pop("owner", None)
+        limit = self.settings.publish_deadline if deadline is None else deadline
+        try:
+            async with asyncio.timeout(limit):
+                result = await asyncio.to_thread(self.send_task, name, args, kwargs, **options)
+        except TimeoutError:
+            raise PublishTimeout(
+                f"The broker did not confirm within {limit:g} seconds; the task may or may not have been enqueued."
+            ) from None
+        if owner is not None:
+            await self.store.transition(
+                [Transition(task_id=result.id, state="PENDING", at=time.time(), owner=owner)]
+            )
+        return self._handle(result.id, task)
 
     async def _apply_canvas(
         self,

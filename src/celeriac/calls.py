@@ -88,6 +88,8 @@ class Call:
     publication: Publication
     record: Transition
     body: tuple[Sequence[Any], Mapping[str, Any], Mapping[str, Any]]
+    #: Whether the id was made for this call, so that nobody has used it before.
+    fresh: bool = True
 
     @property
     def task_id(self) -> str:
@@ -164,7 +166,8 @@ class CallBuilder:
     ) -> Call:
         take = options.pop
         now = time.time()
-        task_id = take("task_id", None) or _new_id(now)
+        given_id = take("task_id", None)
+        task_id = given_id or _new_id(now)
         root_id, parent_id, priority = self._inherit(
             take("root_id", None), take("parent_id", None), take("priority", None)
         )
@@ -216,7 +219,7 @@ class CallBuilder:
             retries=retries,
         )
         publication = Publication(message, queue, task_id, "", queue, priority or 0, waits)
-        return Call(name, publication, record, (args, kwargs, embed))
+        return Call(name, publication, record, (args, kwargs, embed), fresh=given_id is None)
 
     def _inherit(
         self, root_id: str | None, parent_id: str | None, priority: int | None

@@ -60,7 +60,9 @@ class Publisher:
     async def replay(self, call: Call) -> None:
         """Publish a task that has ended once more, and start its record over. Raises as ``publish`` does."""
         signal_before(call)
-        await self._send([replace(call, record=replace(call.record, replay=True))], self._deadline)
+        await self._send(
+            [replace(call, record=replace(call.record, replay=True))], self._deadline, forget=False
+        )
         signal_after(call)
 
     async def drain(self) -> None:
@@ -105,7 +107,7 @@ class Publisher:
             else:
                 future.set_exception(error)
 
-    async def _send(self, calls: Sequence[Call], deadline: float) -> None:
+    async def _send(self, calls: Sequence[Call], deadline: float, *, forget: bool = True) -> None:
         started = time.perf_counter()
         publications = [call.publication for call in calls]
         # Both begin in the same tick: where broker and store are one server, this is one round trip. The order does
@@ -123,7 +125,8 @@ class Publisher:
             ) from None
         except Exception:
             recorded.cancel()
-            await self._forget(calls)
+            if forget:
+                await self._forget(calls)
             raise
         if self._hooks:
             self._observe(Published(tuple(call.task_id for call in calls), time.perf_counter() - started))
@@ -139,7 +142,8 @@ class Publisher:
 
     async def _forget(self, calls: Sequence[Call]) -> None:
         try:
-            await self._store.forget([call.task_id for call in calls if not call.record.retries])
+            # Only records that these calls have made: an id of the caller's own may have had one before.
+            await self._store.forget([call.task_id for call in calls if call.fresh])
         except StoreError as exc:
             logger.warning(
                 "The store kept the records of %d tasks that were not enqueued: %s", len(calls), exc

@@ -24,6 +24,7 @@ from celery.canvas import Signature
 from celeriac.arguments import ArgumentSchema
 from celeriac.compat import RequestStack, current_execution
 from celeriac.context import context_parameters
+from celeriac.eager import run_to_end
 from celeriac.handle import TaskHandle
 
 if TYPE_CHECKING:
@@ -100,9 +101,6 @@ class Task(CeleryTask, Generic[P, R]):  # type: ignore[misc]
         def request(self) -> Any:
             """Celery's ``task.request``: id, args, retries, delivery_info, …"""
 
-        def __call__(self, *args: P.args, **kwargs: P.kwargs) -> Any:
-            """Call the function here and now."""
-
         def delay(self, *args: P.args, **kwargs: P.kwargs) -> Any:
             """Celery's synchronous publish; returns its ``AsyncResult``."""
 
@@ -153,6 +151,22 @@ class Task(CeleryTask, Generic[P, R]):  # type: ignore[misc]
             args, kwargs = self.schema.dump(tuple(args), dict(kwargs))
         handle: TaskHandle[R] = await self.app.submit(self.name, args, kwargs, options, self)
         return handle
+
+    def __call__(self, *args: P.args, **kwargs: P.kwargs) -> Any:
+        """Call the function here and now: a coroutine function's coroutine is the caller's to await.
+
+        In Celery's own tracer (``task.apply()``, stock worker pools) nobody would await it, so it is run to its end.
+        """
+        request = self.request_stack.top
+        if (
+            request is None
+            or request.called_directly
+            or request._protected
+            or current_execution() is not None
+        ):
+            return super().__call__(*args, **kwargs)
+        request._protected = 1
+        return run_to_end(self.run(*args, **kwargs))
 
     @property
     def function(self) -> Callable[..., Any]:

@@ -29,6 +29,8 @@ async def test_a_stock_prefork_worker_shares_the_queue(ledger: Ledger) -> None:
         assert [attempt.state for attempt in record.attempts] == ["SUCCESS"]
         slow = await ledger.client.enqueue("ledger.work_in_thread", (0.2,), countdown=0.5)
         assert await slow.result(20) == slow.id
+        coroutine = await ledger.client.enqueue("ledger.work", (0.01,))
+        assert await coroutine.result(20) == coroutine.id
         assert ledger.lines("start") == ledger.lines("end")
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 from collections.abc import Mapping
 from typing import Any
 
@@ -11,7 +10,8 @@ from celery.exceptions import WorkerShutdown, WorkerTerminate
 from celery.utils.log import get_logger
 from celery.worker.consumer import Consumer as CeleryConsumer
 
-from celeriac.errors import BrokerUnavailable, CeleriacError
+from celeriac.errors import CeleriacError
+from celeriac.worker import loop
 from celeriac.worker.facade import ConsumerFacade
 from celeriac.worker.pool import TaskPool
 from celeriac.worker.service import Service
@@ -59,8 +59,8 @@ class Consumer(ConsumerFacade):
     def start(self) -> None:
         """Work until told to stop. Raises WorkerShutdown or WorkerTerminate, by which Celery's worker ends."""
         try:
-            exitcode = asyncio.run(self.service.run(listen_to_signals=True))
-        except (BrokerUnavailable, CeleriacError) as exc:
+            exitcode = loop.run(self.service.run(listen_to_signals=True))
+        except CeleriacError as exc:
             logger.critical("The worker stops: %s", exc)
             raise WorkerShutdown(1) from None
         if self.service.shutdown.cold.is_set():

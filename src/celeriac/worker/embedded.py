@@ -7,10 +7,14 @@ from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from typing import Any
 
+from celery.utils.log import get_logger
+
 from celeriac.worker.consumer import Consumer
 from celeriac.worker.pool import EmbeddedPool
 
 __all__ = ["run_embedded"]
+
+logger = get_logger(__name__)
 
 
 @asynccontextmanager
@@ -32,9 +36,16 @@ async def run_embedded(app: Any, *, concurrency: int | None = None) -> AsyncIter
         await asyncio.wait((serving, waiting), return_when=asyncio.FIRST_COMPLETED)
         if serving.done():
             await serving
+        serving.add_done_callback(_say_why)
         yield
     finally:
         waiting.cancel()
         consumer.service.shutdown.request()
         await serving
         controller.pool.stop()
+
+
+def _say_why(serving: asyncio.Task[int]) -> None:
+    # The context may stay open for long, and its tasks would wait without a word.
+    if not serving.cancelled() and (error := serving.exception()) is not None:
+        logger.critical("The embedded worker has stopped: %s", error, exc_info=error)

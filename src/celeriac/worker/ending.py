@@ -8,6 +8,7 @@ from typing import Any
 
 from celery import states
 from celery.exceptions import Ignore, Reject, Retry, TaskRevokedError, TimeLimitExceeded
+from celery.utils.saferepr import saferepr
 from pydantic_core import to_jsonable_python
 
 from celeriac.brokers.base import Publication
@@ -51,7 +52,7 @@ class Ending:
     @property
     def failed(self) -> bool:
         """Whether callbacks for failure are due."""
-        return bool(self.state == states.FAILURE)
+        return bool(self.state == states.FAILURE) and self.outcome is not Outcome.REJECTED
 
 
 def ending_of(error: BaseException) -> Ending:
@@ -64,9 +65,13 @@ def ending_of(error: BaseException) -> Ending:
         return _with_error(Outcome.RETRIED, states.RETRY, error, error.exc or error)
     if isinstance(error, Ignore):
         return Ending(Outcome.IGNORED, None, error=error)
+    if isinstance(error, Reject) and error.requeue:
+        return Ending(Outcome.REJECTED_REQUEUE, None, error=error, reason=f"rejected: {_text(error.reason)}")
     if isinstance(error, Reject):
-        outcome = Outcome.REJECTED_REQUEUE if error.requeue else Outcome.REJECTED
-        return Ending(outcome, None, error=error, reason=f"rejected by the task: {error.reason or ''}")
+        # Celery leaves the state as it was; here the message becomes a dead letter, and its record says that it ended.
+        ending = _with_error(Outcome.REJECTED, states.FAILURE, error, error)
+        ending.reason = f"rejected by the task: {_text(error.reason)}"
+        return ending
     if isinstance(error, HandedBack):
         return Ending(Outcome.HANDED_BACK, None, error=error)
     if isinstance(error, LeaseLost):
@@ -84,7 +89,7 @@ def _with_error(outcome: Outcome, state: str, error: BaseException, recorded: Ba
         outcome,
         state,
         error=error,
-        reason=f"{type(recorded).__name__}: {recorded}",
+        reason=f"{type(recorded).__name__}: {_text(recorded)}",
         result=exception_json(recorded),
         traceback=_traceback_of(recorded) if state != states.REVOKED else None,
     )
@@ -97,10 +102,27 @@ def exception_json(error: BaseException) -> str:
     return dumps(
         {
             "exc_type": type(error).__qualname__,
-            "exc_message": to_jsonable_python(list(error.args), fallback=repr, serialize_unknown=True),
+            "exc_message": [_jsonable(argument) for argument in error.args],
             "exc_module": type(error).__module__,
         }
     )
+
+
+def _jsonable(value: Any) -> Any:
+    """A value for a record: whatever an exception was given, telling of it must not fail."""
+    try:
+        jsonable = to_jsonable_python(value)
+        dumps(jsonable)
+    except Exception:  # noqa: BLE001 - a user's class may raise anything
+        return str(saferepr(value))
+    return jsonable
+
+
+def _text(value: Any) -> str:
+    try:
+        return str(value)
+    except Exception:  # noqa: BLE001 - a user's class may raise anything
+        return str(saferepr(value))
 
 
 def _traceback_of(error: BaseException) -> str:
@@ -108,4 +130,7 @@ def _traceback_of(error: BaseException) -> str:
     trace = error.__traceback__
     while trace is not None and trace.tb_frame.f_globals.get("__name__", "").startswith("celeriac.worker."):
         trace = trace.tb_next
-    return "".join(traceback_module.format_exception(type(error), error, trace))
+    try:
+        return "".join(traceback_module.format_exception(type(error), error, trace))
+    except Exception:  # noqa: BLE001 - the exception itself may refuse to be shown
+        return "".join(traceback_module.format_tb(trace))

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import os
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 from celery.canvas import Signature
@@ -30,12 +30,15 @@ class Execution:
 
     __slots__ = (
         "__weakref__",
+        "abandoned",
         "acknowledged",
         "concluding",
         "delivery",
+        "ended",
         "held_retries",
         "interrupt",
         "message",
+        "on_abandoned",
         "records",
         "request",
         "runner",
@@ -58,6 +61,9 @@ class Execution:
         self.stop: BaseException | None = None
         self.acknowledged = False
         self.concluding = False
+        self.ended = False
+        self.abandoned = False
+        self.on_abandoned: Callable[[Execution], None] | None = None
         self.started_at: float | None = None
         self.time_start: float | None = None
         self.held_retries: list[Signature] = []
@@ -137,10 +143,17 @@ class Execution:
         return 0.0 if self.started_at is None else time.monotonic() - self.started_at
 
     def halt(self, reason: BaseException) -> None:
-        """Stop the function, if it runs; the first reason counts."""
-        if self.interrupt is not None and self.stop is None:
+        """Stop the function, or keep it from starting. The first reason counts; one that comes too late does not."""
+        if self.stop is None and not self.ended:
             self.stop = reason
-            self.interrupt(reason)
+            if self.interrupt is not None:
+                self.interrupt(reason)
+
+    def abandon(self) -> None:
+        """The function cannot be stopped: whoever set ``on_abandoned`` concludes without it."""
+        if self.on_abandoned is not None:
+            self.abandoned = True
+            self.on_abandoned(self)
 
     # -- what a running task may do, on the loop or in a thread --------------------------------------------------
 

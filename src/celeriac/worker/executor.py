@@ -8,26 +8,28 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import Callable, Mapping
-from concurrent.futures import Executor as ThreadExecutor
+from collections.abc import Callable
 from typing import Any
 
 from celery import states
 from celery.canvas import Signature
+from celery.exceptions import WorkerLostError
 
 from celeriac.brokers.base import Publication, Settlement
 from celeriac.calls import CallBuilder, NotNative
 from celeriac.compat import enter_execution, pop_task, push_task, trailed_children
 from celeriac.protocol.codec import dumps
 from celeriac.protocol.settlement import Action, Outcome, decide
+from celeriac.worker.coroutines import wait_interruptibly
 from celeriac.worker.ending import Ending, ending_of
 from celeriac.worker.execution import Execution
 from celeriac.worker.invoke import invoke
-from celeriac.worker.profile import TaskProfile
+from celeriac.worker.profile import Kind, TaskProfile
 from celeriac.worker.refusal import refusal_of
 from celeriac.worker.reporter import Reporter
 from celeriac.worker.settler import Settler
 from celeriac.worker.successors import after_failure, after_result, before_result
+from celeriac.worker.threads import TaskThreads
 
 __all__ = ["Executor"]
 
@@ -38,16 +40,17 @@ class Executor:
     def __init__(
         self,
         *,
-        profiles: Mapping[str, TaskProfile],
+        make_profile: Callable[[Any], TaskProfile],
         calls: CallBuilder,
         settler: Settler,
         reporter: Reporter,
-        threads: ThreadExecutor,
+        threads: TaskThreads,
         on_ended: Callable[[Execution], None],
         delivery_limit: int,
         unknown_task_grace: float,
     ) -> None:
-        self._profiles = dict(profiles)
+        self._make_profile = make_profile
+        self._profiles: dict[str, TaskProfile] = {}
         self._calls = calls
         self._settler = settler
         self._reporter = reporter
@@ -69,11 +72,13 @@ class Executor:
             return
         ending = refusal_of(execution, revoked=revoked, delivery_limit=self._delivery_limit)
         if ending is None:
-            profile = self._profiles[execution.name]
+            profile = self._profile_of(execution.task)
             push_task(execution, execution.task)
             execution.task.request_stack.push(execution.request)
             try:
                 ending = await self._attempt(execution, profile)
+                if execution.abandoned:
+                    return
                 self._on_ended(execution)
                 if ending.outcome is Outcome.WORKER_LOST:
                     # Another worker has the message: what this attempt found out is not the task's result.
@@ -94,18 +99,48 @@ class Executor:
         """A task's settings have changed."""
         self._profiles[profile.task.name] = profile
 
+    async def conclude_abandoned(self, execution: Execution) -> None:
+        """End an attempt whose function cannot be stopped, and goes on; what it still does is nobody's."""
+        enter_execution(execution)
+        ending = ending_of(execution.stop or WorkerLostError("abandoned"))
+        await self._record(execution, ending)
+        await self._settle(execution, ending)
+        self._reporter.ended(execution, ending)
+
+    def _profile_of(self, task: Any) -> TaskProfile:
+        profile = self._profiles.get(task.name)
+        if profile is None:  # registered after the worker had started
+            profile = self._profiles[task.name] = self._make_profile(task)
+        return profile
+
     async def _attempt(self, execution: Execution, profile: TaskProfile) -> Ending:
         """Start, and call the function."""
-        if not profile.acks.acks_late:
-            # Before the start, as the setting promises: a crash from here on loses the task, and never runs it twice.
-            await self._acknowledge(execution)
-        execution.begin()
+        has_thread = False
         try:
+            if profile.kind is Kind.FUNCTION:
+                await wait_interruptibly(execution, self._threads.free.acquire)
+                has_thread = True
+            if not profile.acks.acks_late:
+                # Before the start, as the setting promises: a crash from here on loses the task, and never runs it
+                # twice.
+                await self._acknowledge(execution)
+            execution.begin()
             await self._reporter.starting(execution, profile)
+            has_thread = False  # from here on it is the invocation's to give back
             value = await invoke(execution, profile, self._threads)
+            ending = Ending(Outcome.SUCCEEDED, states.SUCCESS, value=value)
         except BaseException as exc:  # noqa: BLE001 - every way to end is told apart by ending_of
-            return ending_of(exc)
-        return Ending(Outcome.SUCCEEDED, states.SUCCESS, value=value)
+            ending = ending_of(exc)
+        finally:
+            execution.ended = True
+            if has_thread:
+                self._threads.free.release()
+        if ending.outcome is Outcome.HANDED_BACK and execution.acknowledged:
+            # There is no message left to hand back.
+            return ending_of(
+                WorkerLostError("The worker shut down, and the task was acknowledged before it ran.")
+            )
+        return ending
 
     async def _conclude(self, execution: Execution, profile: TaskProfile, ending: Ending) -> None:
         """Publish what follows, and store the result."""
@@ -117,6 +152,13 @@ class Executor:
                 ending.retries = await self._prepare_retries(execution)
         except Exception as exc:  # noqa: BLE001 - whatever it is, it is how the task ended
             ending.become(ending_of(exc))
+        if (
+            ending.failed
+            and not execution.acknowledged
+            and decide(ending.outcome, profile.acks) is Action.REQUEUE
+        ):
+            # It is delivered again: a record that said FAILURE would end the task there.
+            ending.state = states.RETRY
         await self._record(execution, ending)
         if ending.succeeded:
             await after_result(execution, ending.value)
@@ -132,6 +174,12 @@ class Executor:
                 publications.append(self._calls.build_retry(signature).publication)
             except NotNative:
                 await asyncio.to_thread(Signature.apply_async, signature)
+            except TypeError:
+                # ``self.retry(args=…)`` may bring what ``enqueue`` takes, and JSON does not.
+                signature.args, signature.kwargs = execution.task.schema.dump(
+                    signature.args, signature.kwargs
+                )
+                publications.append(self._calls.build_retry(signature).publication)
         return tuple(publications)
 
     @staticmethod

@@ -86,13 +86,17 @@ class Fetcher:
         while not self._stopping:
             try:
                 await self._receive()
-                delay = _BACKOFF[0]
             except BrokerUnavailable as exc:
                 if exc.permanent:
                     raise
                 logger.error("Cannot receive, trying again in %.2f s: %s", delay, exc)
-                await self._unless_poked(asyncio.sleep(delay))
-                delay = min(delay * 2, longest)
+            except Exception:
+                logger.exception("Cannot receive, trying again in %.2f s", delay)
+            else:
+                delay = _BACKOFF[0]
+                continue
+            await self._unless_poked(asyncio.sleep(delay))
+            delay = min(delay * 2, longest)
         if self._batches:
             await asyncio.wait(self._batches)
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 from celery import states
@@ -53,9 +53,16 @@ class Intake:
         self._records = records
         self._settler = settler
         self._reporter = reporter
+        #: When remote control revoked a task, in epoch seconds.
+        self.revoked_at: dict[str, float] = {}
 
-    async def admit(self, deliveries: Sequence[Delivery]) -> Sequence[Admitted]:
-        """The executions of a batch. What is malformed is dead-lettered here, and hurts nobody else."""
+    async def admit(
+        self, deliveries: Sequence[Delivery], hold: Callable[[Execution], None]
+    ) -> Sequence[Admitted]:
+        """The executions of a batch. What is malformed is dead-lettered here, and hurts nobody else.
+
+        ``hold`` is called with each before the store is asked, so that what is cancelled meanwhile is not missed.
+        """
         executions = []
         for delivery in deliveries:
             try:
@@ -64,13 +71,30 @@ class Intake:
                 await self._refuse(delivery, exc)
         if not executions:
             return []
+        for execution in executions:
+            hold(execution)
         revoked, done = await self._marks(executions)
         for execution in executions:
             self._reporter.received(execution)
-        return [
-            (execution, execution.id in revoked or execution.id in worker_state.revoked, execution.id in done)
-            for execution in executions
-        ]
+        revoked |= await self._revoked_by_control(executions)
+        return [(execution, execution.id in revoked, execution.id in done) for execution in executions]
+
+    async def _revoked_by_control(self, executions: Sequence[Execution]) -> set[str]:
+        """Which this worker was told to revoke, and that nobody has enqueued anew since.
+
+        A record that was started over has no cancel mark any more, and was enqueued after the command.
+        """
+        told = {execution.id for execution in executions if execution.id in worker_state.revoked}
+        if not told:
+            return told
+        records = await self._store.get(list(told))
+        return {
+            task_id
+            for task_id in told
+            if (record := records.get(task_id)) is None
+            or record.enqueued_at is None
+            or record.enqueued_at.timestamp() < self.revoked_at.get(task_id, float("inf"))
+        }
 
     def _decode(self, delivery: Delivery) -> Execution:
         carried = delivery.envelope

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import threading
-from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 from celery import signals
 from celery.concurrency.base import BasePool
+
+from celeriac.worker.threads import TaskThreads
 
 __all__ = ["EmbeddedPool", "TaskPool"]
 
@@ -24,26 +24,16 @@ class TaskPool(BasePool):  # type: ignore[misc]
         super().__init__(limit, *args, **options)
         self.limit: int = limit or _MOST_THREADS
         configured = self.app.settings.threads if hasattr(self.app, "settings") else None
-        self.threads = ThreadPoolExecutor(
-            max_workers=configured or min(self.limit, _MOST_THREADS),
-            thread_name_prefix="celeriac-task",
-        )
+        self.threads = TaskThreads(configured or min(self.limit, _MOST_THREADS))
 
     def on_start(self) -> None:
         signals.worker_process_init.send(sender=None)
 
     def on_stop(self) -> None:
-        self.threads.shutdown(wait=False, cancel_futures=True)
+        self.threads.shutdown()
         signals.worker_process_shutdown.send(sender=None, pid=None, exitcode=0)
 
     on_terminate = on_stop
-
-    @property
-    def busy_threads(self) -> bool:
-        """Whether a ``def`` task still runs that nobody waits for any more; such a thread would keep the process."""
-        return any(
-            thread.name.startswith("celeriac-task") and thread.is_alive() for thread in threading.enumerate()
-        )
 
     def grow(self, n: int = 1) -> None:
         """Add slots."""
@@ -54,7 +44,7 @@ class TaskPool(BasePool):  # type: ignore[misc]
         self.limit = max(1, self.limit - n)
 
     def _get_info(self) -> dict[str, Any]:
-        return {**super()._get_info(), "threads": self.threads._max_workers, "processes": [], "timeouts": ()}
+        return {**super()._get_info(), "threads": self.threads.size, "processes": [], "timeouts": ()}
 
 
 class EmbeddedPool(TaskPool):

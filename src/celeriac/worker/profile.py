@@ -8,7 +8,7 @@ from enum import Enum
 from typing import Any
 
 from celeriac.arguments import ArgumentSchema
-from celeriac.compat import has_custom, key_stack_by_context
+from celeriac.compat import RequestStack, has_custom, key_stack_by_context
 from celeriac.context import context_parameters
 from celeriac.protocol.settlement import AckSettings
 from celeriac.task import Task
@@ -25,7 +25,10 @@ class Kind(Enum):
 
 
 class TaskProfile:
-    """A task type as its worker sees it."""
+    """A task type as its worker sees it.
+
+    ``time_limit`` and ``soft_time_limit`` are the worker's own, in seconds, for tasks that have none.
+    """
 
     __slots__ = (
         "acks",
@@ -45,12 +48,22 @@ class TaskProfile:
         "track_started",
     )
 
-    def __init__(self, task: Any, *, validate: bool) -> None:
+    def __init__(
+        self,
+        task: Any,
+        *,
+        validate: bool,
+        time_limit: float | None = None,
+        soft_time_limit: float | None = None,
+    ) -> None:
         self.task = task
-        if not isinstance(task, Task):
+        if not isinstance(task.request_stack, RequestStack):
             key_stack_by_context(task.request_stack)
         function = task.function if isinstance(task, Task) else inspect.unwrap(task.run)
-        self.kind = _kind_of(function)
+        # Not unwrapped: a plain function around a coroutine function is a plain function.
+        self.kind = _kind_of(
+            getattr(task, "_decorated_fun", None) or getattr(task, "_orig_run", None) or task.run
+        )
         self.autoretry = self.kind is not Kind.FUNCTION and hasattr(task, "_orig_run")
         self.call = _callable_of(task, self.autoretry)
         self.schema: ArgumentSchema | None = None
@@ -64,8 +77,8 @@ class TaskProfile:
             reject_on_worker_lost=bool(task.reject_on_worker_lost),
         )
         self.track_started = bool(task.track_started)
-        self.time_limit: float | None = task.time_limit
-        self.soft_time_limit: float | None = task.soft_time_limit
+        self.time_limit: float | None = task.time_limit or time_limit
+        self.soft_time_limit: float | None = task.soft_time_limit or soft_time_limit
         self.before_start = _handler(task, "before_start")
         self.on_success = _handler(task, "on_success")
         self.on_failure = _handler(task, "on_failure")

@@ -10,6 +10,7 @@ from typing import Any
 from celery.apps.worker import Worker as CeleryWorker
 from celery.concurrency import get_implementation
 
+from celeriac.worker.loop import threads_left
 from celeriac.worker.pool import TaskPool
 
 __all__ = ["Worker"]
@@ -27,7 +28,7 @@ class Worker(CeleryWorker):  # type: ignore[misc]
     def start(self) -> None:
         """Run until stopped."""
         super().start()
-        if isinstance(self.pool, TaskPool) and self.pool.busy_threads:
+        if isinstance(self.pool, TaskPool) and threads_left(timeout=0.5):
             # The interpreter would wait for them at its exit, and their tasks have been handed back.
             logging.shutdown()
             for stream in (sys.__stdout__, sys.__stderr__):

@@ -103,7 +103,7 @@ class Reporter:
                 await self._handle(profile, profile.on_success, ending.value, *arguments)
             if signals.task_success.receivers:
                 signals.task_success.send(sender=profile.task, result=ending.value, runtime=execution.runtime)
-        elif ending.state in (states.FAILURE, states.RETRY) and ending.error is not None:
+        elif (ending.failed or ending.state == states.RETRY) and ending.error is not None:
             await self._unsuccessful(execution, profile, ending, arguments)
         if ending.state in (states.SUCCESS, states.FAILURE) and profile.after_return is not None:
             value = ending.value if ending.succeeded else ending.error
@@ -166,7 +166,7 @@ class Reporter:
     async def _handle(self, profile: TaskProfile, handler: Callable[..., Any], *arguments: Any) -> None:
         try:
             await _call(profile, handler, *arguments)
-        except Exception:
+        except (Exception, asyncio.CancelledError):
             logger.exception("Task %s: %s raised", profile.task.name, handler.__name__)
 
     def _observe(self, event: HookEvent) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import time
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from typing import Any
 
@@ -65,13 +66,13 @@ class Service:
 
     def _build(self, connection: Connection) -> None:
         settings = self._app.settings
-        self._slots = Slots(self._pool.limit * max(1, self._controller.prefetch_multiplier))
+        self._slots = Slots(self._pool.limit)
         self._leases = LeaseKeeper(self._app._connections.make_broker, connection.broker.lease, self._on_lost)
         self._records = RecordWriter(connection.store)
         self._settler = Settler(connection.broker, self._leases.release)
         self._reporter = Reporter(self._consumer)
         self._executor = Executor(
-            profiles={name: self._profile(task) for name, task in self._app.tasks.items()},
+            make_profile=self._profile,
             calls=connection.calls,
             settler=self._settler,
             reporter=self._reporter,
@@ -102,7 +103,16 @@ class Service:
         self._reporter.send_event = lambda: control.send_event if control.events_enabled else None
 
     def _profile(self, task: Any) -> TaskProfile:
-        return TaskProfile(task, validate=self._app.settings.validate_arguments)
+        if task.rate_limit:
+            logger.warning(
+                "Task %s: its rate limit %s is not enforced by this worker.", task.name, task.rate_limit
+            )
+        return TaskProfile(
+            task,
+            validate=self._app.settings.validate_arguments,
+            time_limit=self._controller.time_limit,
+            soft_time_limit=self._controller.soft_time_limit,
+        )
 
     async def _serve(self, connection: Connection) -> None:
         self._build(connection)
@@ -140,36 +150,61 @@ class Service:
         for delivery in deliveries:
             self._leases.hold(delivery.tag)
         try:
-            admitted = await self._intake.admit(deliveries)
+            admitted = await self._intake.admit(deliveries, self._hold)
         except Exception:
             # Nobody knows these tasks now: when their leases end, the messages are delivered again.
             logger.exception("%d deliveries could not be admitted", len(deliveries))
             for delivery in deliveries:
                 self._leases.release(delivery.tag)
+                self._held.pop(delivery.tag, None)
             admitted = []
         for _ in range(len(deliveries) - len(admitted)):
             self._slots.release()
         for execution, revoked, done in admitted:
-            self._held[execution.delivery.tag] = execution
             runner = asyncio.create_task(self._execute(execution, revoked, done))
             execution.runner = runner
             self._runners.add(runner)
-            runner.add_done_callback(self._runners.discard)
+            runner.add_done_callback(self._ended)
+
+    def _hold(self, execution: Execution) -> None:
+        """From here on, a cancellation finds it."""
+        execution.on_abandoned = self._abandon
+        self._held[execution.delivery.tag] = execution
 
     async def _execute(self, execution: Execution, revoked: bool, done: bool) -> None:
         try:
             await self._executor.execute(execution, revoked=revoked, done=done)
-        except Exception:
+        except BaseException:
             # Not settled: the lease ends, and the message is delivered again, up to its limit.
             logger.exception("Task %s[%s]: the worker failed", execution.name, execution.id)
             self._leases.release(execution.delivery.tag)
+            raise
         finally:
             self._held.pop(execution.delivery.tag, None)
             execution.runner = None  # they refer to each other
-            if execution.concluding:
+            if execution.abandoned:
+                pass  # its slot was given back when it was abandoned
+            elif execution.concluding:
                 self._concluding -= 1
             else:
                 self._slots.release()
+
+    def _ended(self, runner: asyncio.Task[None]) -> None:
+        self._runners.discard(runner)
+        if not runner.cancelled():
+            runner.exception()  # logged where it was raised
+
+    def _abandon(self, execution: Execution) -> None:
+        """A coroutine swallows every cancellation: conclude without it, and take another task in its place."""
+        logger.critical(
+            "Task %s[%s] cannot be stopped and is left to itself: it swallows asyncio.CancelledError.",
+            execution.name,
+            execution.id,
+        )
+        concluding = asyncio.create_task(self._executor.conclude_abandoned(execution))
+        self._runners.add(concluding)
+        concluding.add_done_callback(self._ended)
+        self._slots.release()
 
     def _on_ended(self, execution: Execution) -> None:
         """The function's slot is free while its result is stored; but no more wait for the store than run."""
@@ -202,15 +237,20 @@ class Service:
     # -- what others tell the worker -----------------------------------------------------------------------------
 
     async def _follow_cancellations(self, connection: Connection) -> None:
-        async with connection.store.cancellations() as feed:
-            while True:
-                try:
-                    cancelled = set(await feed.next())
-                except StoreUnavailable as exc:
-                    logger.error("Cannot hear of cancellations, trying again in 1 s: %s", exc)
-                    await asyncio.sleep(1)
-                    continue
-                self._halt(cancelled, TaskRevokedError("cancelled"))
+        while True:
+            try:
+                async with connection.store.cancellations() as feed:
+                    while True:
+                        self._halt(set(await feed.next()), TaskRevokedError("cancelled"))
+            except StoreUnavailable as exc:
+                logger.error("Cannot hear of cancellations, trying again in 1 s: %s", exc)
+            except Exception:
+                logger.exception("Cannot hear of cancellations, trying again in 1 s")
+            await asyncio.sleep(1)
+            # What was cancelled while nobody listened is marked in the store.
+            with contextlib.suppress(StoreUnavailable):
+                held = [execution.id for execution in list(self._held.values())]
+                self._halt(set(await connection.store.cancelled(held)), TaskRevokedError("cancelled"))
 
     def _halt(self, task_ids: Collection[str], reason: BaseException) -> None:
         for execution in list(self._held.values()):
@@ -236,6 +276,7 @@ class Service:
     def on_revoke(self, ids: Sequence[str], terminate: bool, signal: str | int | None) -> None:
         """Celery's ``revoke``: what has not started will not; what runs is stopped with ``terminate`` alone."""
         worker_state.revoked.update(ids)
+        self._intake.revoked_at.update(dict.fromkeys(ids, time.time()))
         if terminate:
             self._halt(set(ids), TaskRevokedError(f"terminated by signal {signal or 'TERM'}"))
 

@@ -1,0 +1,177 @@
+"""Run a coroutine under its time limits, and stop it at an ``await`` when it has to be."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import inspect
+from collections.abc import Awaitable, Callable, Coroutine, Generator, Iterator
+from functools import partial
+from typing import Any
+
+from celery.exceptions import SoftTimeLimitExceeded, TimeLimitExceeded
+
+from celeriac.worker.ending import HandedBack
+from celeriac.worker.execution import Execution
+
+__all__ = ["absorb_cancellation", "limited", "run_coroutine", "wait_interruptibly"]
+
+#: Seconds that a cancelled coroutine has for its clean-up, before it is cancelled again.
+_PATIENCE = 10.0
+
+#: How often a coroutine is cancelled before the worker no longer waits for it.
+_ATTEMPTS = 3
+
+Limits = tuple[float | None, float | None]
+
+
+@contextlib.contextmanager
+def limited(execution: Execution, limits: Limits, on_soft: Callable[[float], None]) -> Iterator[None]:
+    """Start the hard and the soft limit, in seconds, and forget them afterwards."""
+    hard, soft = limits
+    loop = asyncio.get_running_loop()
+    timers = []
+    if soft is not None:
+        timers.append(loop.call_later(soft, on_soft, soft))
+    if hard is not None:
+        timers.append(loop.call_later(hard, lambda: execution.halt(TimeLimitExceeded(hard))))
+    try:
+        yield
+    finally:
+        for timer in timers:
+            timer.cancel()
+
+
+async def run_coroutine(execution: Execution, awaitable: Awaitable[Any], limits: Limits) -> Any:
+    """Await to the end. Raises ``execution.stop`` if it was set meanwhile, whatever the coroutine made of it."""
+    runner = execution.runner
+    assert runner is not None
+    execution.interrupt = partial(_cancel, execution, runner, 1)
+    try:
+        if limits == (None, None):
+            value = await awaitable
+        else:
+            value = await _run_limited(execution, awaitable, runner, limits)
+    except BaseException as exc:
+        if execution.stop is None:
+            raise
+        raise execution.stop from exc
+    finally:
+        execution.interrupt = None
+        if runner.cancelling():
+            await absorb_cancellation(runner)
+    if execution.stop is not None and not isinstance(execution.stop, HandedBack):
+        raise execution.stop
+    return value
+
+
+async def wait_interruptibly(execution: Execution, wait: Callable[[], Awaitable[Any]]) -> None:
+    """Wait for something of the worker's own on behalf of a task. Raises ``execution.stop`` if that comes first."""
+    runner = execution.runner
+    assert runner is not None
+    if execution.stop is not None:
+        raise execution.stop
+    execution.interrupt = lambda _reason: runner.cancel()
+    try:
+        await wait()
+    except asyncio.CancelledError:
+        if execution.stop is None:
+            raise
+        raise execution.stop from None
+    finally:
+        execution.interrupt = None
+        if runner.cancelling():
+            await absorb_cancellation(runner)
+
+
+async def absorb_cancellation(runner: asyncio.Task[Any]) -> None:
+    """Swallow cancellations that were meant for the task's function: they must not hit the worker's own steps."""
+    while runner.cancelling():
+        runner.uncancel()
+        with contextlib.suppress(asyncio.CancelledError):
+            await asyncio.sleep(0)
+
+
+def _cancel(execution: Execution, runner: asyncio.Task[None], attempt: int, reason: BaseException) -> None:
+    if execution.interrupt is None:
+        return
+    if attempt > _ATTEMPTS:
+        execution.abandon()
+        return
+    runner.cancel()
+    asyncio.get_running_loop().call_later(_PATIENCE, _cancel, execution, runner, attempt + 1, reason)
+
+
+async def _run_limited(
+    execution: Execution, awaitable: Awaitable[Any], runner: asyncio.Task[None], limits: Limits
+) -> Any:
+    steered = (
+        _Steered(awaitable, runner) if limits[1] is not None and inspect.iscoroutine(awaitable) else None
+    )
+
+    def on_soft(limit: float) -> None:
+        if steered is not None:
+            steered.throw_in(SoftTimeLimitExceeded(limit))
+
+    with limited(execution, limits, on_soft):
+        return await (steered or awaitable)
+
+
+class _Steered:
+    """Awaits a coroutine, and can raise an exception of choice at the ``await`` where it is.
+
+    A task group that waits for its children understands nothing but a cancellation, so it gets that; the exception of
+    choice is then raised in place of the cancellation that comes out.
+    """
+
+    def __init__(self, coroutine: Coroutine[Any, Any, Any], runner: asyncio.Task[Any]) -> None:
+        self._coroutine = coroutine
+        self._runner = runner
+        self._pending: BaseException | None = None
+        self._owed: BaseException | None = None
+
+    def throw_in(self, exception: BaseException) -> None:
+        """Raise in the coroutine: the loop can only cancel, and ``__await__`` makes the exception of it."""
+        self._pending = exception
+        self._runner.cancel()
+
+    def __await__(self) -> Generator[Any, Any, Any]:
+        error: BaseException | None = None
+        while True:
+            try:
+                waiting_for = self._step(error)
+            except StopIteration as stop:
+                return stop.value
+            error = None
+            try:
+                yield waiting_for
+            except asyncio.CancelledError as cancelled:
+                error = self._translate(cancelled)
+            except BaseException as exc:  # noqa: BLE001 - what the loop throws in is the coroutine's
+                error = exc
+
+    def _step(self, error: BaseException | None) -> Any:
+        try:
+            return self._coroutine.send(None) if error is None else self._coroutine.throw(error)
+        except asyncio.CancelledError:
+            if self._owed is None:
+                raise
+            raise self._owed from None
+
+    def _translate(self, cancelled: asyncio.CancelledError) -> BaseException:
+        if self._pending is None:
+            return cancelled
+        exception, self._pending = self._pending, None
+        if _waits_in_task_group(self._coroutine):
+            self._owed = exception
+            return cancelled
+        self._runner.uncancel()
+        return exception
+
+
+def _waits_in_task_group(coroutine: Coroutine[Any, Any, Any]) -> bool:
+    innermost: Any = coroutine
+    while inspect.iscoroutine(inner := innermost.cr_await):
+        innermost = inner
+    code = innermost.cr_code
+    return code.co_name in ("__aexit__", "_aexit") and "taskgroups" in code.co_filename
