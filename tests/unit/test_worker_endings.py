@@ -16,7 +16,6 @@ from celery.exceptions import Reject
 from pydantic import BaseModel
 
 from celeriac import Celery
-from celeriac.errors import BrokerUnavailable
 from celeriac.stores.records import TaskRecord
 from celeriac.worker.embedded import run_embedded
 
@@ -130,27 +129,6 @@ async def test_a_rejected_task_has_failed(celery: Celery) -> None:
         with pytest.raises(Exception, match="not for me"):
             await handle.result(1)
         assert await handle.state() == "FAILURE"
-
-
-async def test_a_replay_that_was_not_published_keeps_the_record(database_url: str) -> None:
-    # Records on disk and messages in memory, so that the one can fail while the other is there.
-    app = Celery("endings", broker=f"memory://{uuid4()}", backend=database_url, set_as_current=False)
-    app.conf.celeriac_shutdown_grace = 0.5
-
-    @app.task
-    async def answer() -> int:
-        return 42
-
-    async with app:
-        async with run_embedded(app):
-            handle = await answer.enqueue()
-            assert await handle.result(5) == 42
-        record = await handle.record()
-        await app.broker.close()
-        with pytest.raises(BrokerUnavailable):
-            await app.replay(record)
-        kept = await handle.record()
-        assert (kept.state, kept.result) == ("SUCCESS", 42)
 
 
 # -- what runs how -----------------------------------------------------------------------------------------------
