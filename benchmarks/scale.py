@@ -16,8 +16,8 @@ class Scale:
     #: Tasks in the queue of a worker of ours, and of a stock worker, which is slower.
     queued: int
     stock_queued: int
-    #: Tasks with which the best settings of the stock worker are looked for; 0 takes the best one known.
-    stock_trial: int
+    #: How many settings of the stock worker are measured; the best counts.
+    stock_settings: int
     enqueued: int
     delayed: int
     samples: int
@@ -31,8 +31,8 @@ class Scale:
 FULL = Scale(
     runs=3,
     queued=20_000,
-    stock_queued=4_000,
-    stock_trial=1_500,
+    stock_queued=1_500,
+    stock_settings=4,
     enqueued=20_000,
     delayed=2_000,
     samples=200,
@@ -46,7 +46,7 @@ QUICK = Scale(
     runs=1,
     queued=10_000,
     stock_queued=2_000,
-    stock_trial=0,
+    stock_settings=1,
     enqueued=10_000,
     delayed=1_000,
     samples=60,
