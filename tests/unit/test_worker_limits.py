@@ -249,3 +249,30 @@ async def test_a_timeout_that_is_not_acknowledged_is_delivered_again(celery: Cel
         record = await handle.record()
         assert (record.state, record.result) == ("SUCCESS", "second run")
     assert len(runs) == 2
+
+
+async def test_a_coroutine_that_cannot_be_stopped_is_left_to_itself(
+    celery: Celery, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("celeriac.worker.coroutines._PATIENCE", 0.05)
+    released = asyncio.Event()
+
+    @celery.task(time_limit=0.05)
+    async def stubborn() -> None:
+        while not released.is_set():
+            try:
+                await released.wait()
+            except asyncio.CancelledError:
+                continue
+
+    @celery.task
+    async def quick() -> str:
+        return "ran"
+
+    async with celery, run_embedded(celery, concurrency=1):
+        handle = await stubborn.enqueue()
+        with pytest.raises(Exception, match=r"TimeLimitExceeded|0\.05"):
+            await handle.result(5)
+        assert await (await quick.enqueue()).result(5) == "ran"
+        assert await celery.queue_size("celery") == 0
+        released.set()

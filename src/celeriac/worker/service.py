@@ -201,6 +201,8 @@ class Service:
             execution.name,
             execution.id,
         )
+        if execution.runner is not None:
+            self._runners.discard(execution.runner)  # a shutdown does not wait for it
         concluding = asyncio.create_task(self._executor.conclude_abandoned(execution))
         self._runners.add(concluding)
         concluding.add_done_callback(self._ended)
