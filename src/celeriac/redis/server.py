@@ -1,0 +1,232 @@
+"""Where a Redis server is and how to talk to it, from the URLs that kombu, Celery and redis-py use."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any
+from urllib.parse import SplitResult, parse_qsl, unquote, urlsplit
+
+from celeriac.errors import ConfigurationError
+
+if TYPE_CHECKING:
+    from redis.asyncio.connection import AbstractConnection
+
+__all__ = ["REPLY_TIMEOUT", "SCHEMES", "Server"]
+
+#: Schemes of URLs that mean a Redis server. Valkey speaks the same protocol.
+SCHEMES = frozenset({"redis", "rediss", "valkey", "valkeys", "unix", "redis+socket", "socket", "sentinel"})
+
+#: Seconds that a server may take for a connection, or for a reply, before it counts as gone.
+REPLY_TIMEOUT = 5.0
+
+_DEFAULT_PORT = 6379
+_DEFAULT_SENTINEL_PORT = 26379
+
+#: Transport options, and query parameters, that redis-py's connections take as they are.
+_PASSED = (
+    "client_name",
+    "credential_provider",
+    "health_check_interval",
+    "socket_keepalive",
+    "socket_keepalive_options",
+    "ssl_ca_certs",
+    "ssl_ca_data",
+    "ssl_ca_path",
+    "ssl_cert_reqs",
+    "ssl_certfile",
+    "ssl_check_hostname",
+    "ssl_ciphers",
+    "ssl_keyfile",
+    "ssl_min_version",
+    "ssl_password",
+)
+
+_INTEGERS = frozenset({"health_check_interval"})
+_FLOATS = frozenset({"socket_timeout", "socket_connect_timeout"})
+_BOOLEANS = frozenset({"socket_keepalive", "ssl_check_hostname"})
+
+
+@dataclass(frozen=True, slots=True)
+class Server:
+    """A Redis server, or the group of servers that sentinels watch.
+
+    Equal servers share their connections; ``text`` is for messages, and has no password.
+    """
+
+    text: str
+    address: tuple[tuple[str, int], ...]
+    path: str | None = None
+    db: int = 0
+    master_name: str | None = None
+    tls: bool = False
+    username: str | None = None
+    password: str | None = field(default=None, repr=False)
+    reply_timeout: float = REPLY_TIMEOUT
+    connect_timeout: float = REPLY_TIMEOUT
+    options: tuple[tuple[str, Any], ...] = field(default=(), repr=False, compare=False)
+    sentinel_kwargs: tuple[tuple[str, Any], ...] = field(default=(), repr=False, compare=False)
+
+    def __str__(self) -> str:
+        return self.text
+
+    @classmethod
+    def from_url(cls, url: str, options: Mapping[str, Any] | None = None) -> Server:
+        """The server of a broker's or a result backend's URL.
+
+        Args:
+            url: ``redis://user:password@host:port/db``, ``rediss://…``, ``unix:///path?db=1``,
+                ``redis+socket:///path?virtual_host=1``, ``sentinel://host:port;sentinel://host:port/db``.
+            options: Celery's transport options: timeouts in seconds, ``master_name``, ``sentinel_kwargs``, and
+                ``ssl``, a mapping like ``broker_use_ssl``.
+
+        Raises:
+            ConfigurationError: The URL or an option cannot work, or redis-py is not installed.
+        """
+        _require_driver()
+        first, *more = [urlsplit(part) for part in url.split(";") if part]
+        scheme = first.scheme.lower()
+        if scheme not in SCHEMES:
+            raise ConfigurationError(f"{scheme}:// is no URL of a Redis server.")
+        merged = _merged(options or {}, first)
+        local = scheme in {"unix", "redis+socket", "socket"}
+        port = _DEFAULT_SENTINEL_PORT if scheme == "sentinel" else _DEFAULT_PORT
+        path = unquote(first.netloc.rpartition("@")[2] + first.path) if local else None
+        if local and not (path or "").startswith("/"):
+            path = f"/{path}"
+        address = () if local else tuple(_host(part, port) for part in (first, *more))
+        master_name = merged.get("master_name")
+        if scheme == "sentinel" and not master_name:
+            raise ConfigurationError(
+                "A sentinel:// URL needs the name of the group: "
+                'broker_transport_options = {"master_name": "mymaster"}, and the same in '
+                "result_backend_transport_options."
+            )
+        db = _db(merged, "" if local else (more[-1].path if more and more[-1].path else first.path))
+        where = path if local else ", ".join(f"{host}:{number}" for host, number in address)
+        name = f"Redis group {master_name!r} of sentinels" if scheme == "sentinel" else "Redis"
+        return cls(
+            text=f"{name} at {where}",
+            address=address,
+            path=path,
+            db=db,
+            master_name=master_name if scheme == "sentinel" else None,
+            tls=scheme in {"rediss", "valkeys"} or bool(merged.get("ssl")),
+            username=unquote(first.username) if first.username else merged.get("username"),
+            password=unquote(first.password) if first.password else merged.get("password"),
+            reply_timeout=_seconds(merged, "socket_timeout"),
+            connect_timeout=_seconds(merged, "socket_connect_timeout"),
+            options=_passed(merged),
+            sentinel_kwargs=tuple((merged.get("sentinel_kwargs") or {}).items()),
+        )
+
+    async def connect(self) -> AbstractConnection:
+        """A connection of redis-py, connected; to a group's current primary. Raises what redis-py raises."""
+        connection = self._connection(await self._primary(self.master_name) if self.master_name else None)
+        try:
+            # Twice the time: for the network, and for the greetings that follow.
+            async with asyncio.timeout(self.connect_timeout * 2):
+                await connection.connect()  # type: ignore[no-untyped-call]
+        except BaseException:
+            with contextlib.suppress(Exception):
+                await connection.disconnect(nowait=True)
+            raise
+        return connection
+
+    def _connection(self, primary: tuple[str, int] | None) -> AbstractConnection:
+        from redis.asyncio import connection as driver
+
+        options: dict[str, Any] = {
+            "db": self.db,
+            "username": self.username,
+            "password": self.password,
+            "socket_timeout": self.reply_timeout,
+            "socket_connect_timeout": self.connect_timeout,
+            "protocol": 2,  # in 3, what is published would come between replies
+            **dict(self.options),
+        }
+        if "credential_provider" in options:
+            del options["username"], options["password"]
+        if self.path is not None:
+            for name in ("socket_keepalive", "socket_keepalive_options"):
+                options.pop(name, None)
+            return driver.UnixDomainSocketConnection(path=self.path, **options)
+        host, port = primary or self.address[0]
+        kind = driver.SSLConnection if self.tls else driver.Connection
+        return kind(host=host, port=port, **options)
+
+    async def _primary(self, name: str) -> tuple[str, int]:
+        """Where the sentinels say the group's primary is."""
+        from redis.asyncio.sentinel import Sentinel
+
+        timeouts = {"socket_timeout": self.connect_timeout, "socket_connect_timeout": self.connect_timeout}
+        sentinel = Sentinel(  # type: ignore[no-untyped-call]
+            list(self.address), sentinel_kwargs={**timeouts, **dict(self.sentinel_kwargs)}
+        )
+        try:
+            host, port = await sentinel.discover_master(name)
+        finally:
+            for client in sentinel.sentinels:
+                await client.aclose()
+        return str(host), int(port)
+
+
+def _require_driver() -> None:
+    try:
+        import redis.asyncio  # noqa: F401
+    except ImportError:
+        raise ConfigurationError('Redis needs the redis-py package: pip install "celeriac[redis]".') from None
+
+
+def _merged(options: Mapping[str, Any], url: SplitResult) -> dict[str, Any]:
+    """Options and the URL's query; the query wins."""
+    merged = dict(options)
+    ssl = merged.get("ssl")
+    if isinstance(ssl, Mapping):
+        merged.update(ssl)
+    for name, text in parse_qsl(url.query):
+        merged[name] = _parsed(name, text)
+    return merged
+
+
+def _parsed(name: str, text: str) -> Any:
+    try:
+        if name in _INTEGERS:
+            return int(text)
+        if name in _FLOATS:
+            return float(text)
+    except ValueError:
+        raise ConfigurationError(f"{name} in the Redis URL must be a number, not {text!r}.") from None
+    if name in _BOOLEANS:
+        return text.lower() not in {"0", "false", "no", "off"}
+    if name == "ssl_cert_reqs" and text.upper().startswith("CERT_"):
+        return text[len("CERT_") :].lower()
+    return text
+
+
+def _passed(merged: Mapping[str, Any]) -> tuple[tuple[str, Any], ...]:
+    # Keepalive by default: a peer that vanished without a word is noticed although nothing is sent to it.
+    found: dict[str, Any] = {"socket_keepalive": True}
+    found |= {name: merged[name] for name in _PASSED if merged.get(name) is not None}
+    return tuple(found.items())
+
+
+def _host(url: SplitResult, port: int) -> tuple[str, int]:
+    try:
+        return url.hostname or "127.0.0.1", url.port or port
+    except ValueError as exc:
+        raise ConfigurationError(f"The Redis URL has no valid port: {exc}.") from None
+
+
+def _db(merged: Mapping[str, Any], path: str) -> int:
+    text = str(merged.get("virtual_host") or merged.get("db") or path).strip("/") or "0"
+    if not text.isdigit():
+        raise ConfigurationError(f"The database in a Redis URL is a number, not {text!r}.")
+    return int(text)
+
+
+def _seconds(merged: Mapping[str, Any], name: str) -> float:
+    value = merged.get(name)
+    return REPLY_TIMEOUT if value is None else float(value)
