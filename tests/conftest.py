@@ -7,6 +7,9 @@ from pathlib import Path
 
 import pytest
 from blockbuster import BlockBuster, blockbuster_ctx
+from tests.services import certificates, redis_sentinel, redis_server, redis_url
+
+__all__ = ["certificates", "database_url", "redis_sentinel", "redis_server", "redis_url"]
 
 
 @pytest.fixture(autouse=True)

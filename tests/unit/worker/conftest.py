@@ -10,20 +10,9 @@ from typing import Any
 import pytest
 import redis
 from celery.worker import state as worker_state
-from tests.services import missing
-from tests.unit.worker.control_site import REDIS_SERVER, RedisServer, Site, make_app
+from tests.unit.worker.control_site import Site, make_app
 
 from celeriac.worker import control
-
-
-@pytest.fixture(scope="module")
-def redis_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[RedisServer]:
-    if REDIS_SERVER is None:
-        missing("redis-server is not installed")
-    server = RedisServer(tmp_path_factory.mktemp("redis"))
-    server.start()
-    yield server
-    server.stop()
 
 
 @pytest.fixture(params=["memory", "sqlite", "redis"])
@@ -34,9 +23,9 @@ def url(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[str]:
     if request.param == "sqlite":
         yield f"sqlite:///{tmp_path}/broker.db"
         return
-    server = request.getfixturevalue("redis_server")
-    yield server.url
-    with redis.Redis.from_url(server.url) as client:
+    server_url = request.getfixturevalue("redis_url")
+    yield server_url
+    with redis.Redis.from_url(server_url) as client:
         client.flushall()
 
 

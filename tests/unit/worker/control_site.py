@@ -4,16 +4,12 @@ from __future__ import annotations
 
 import asyncio
 import os
-import shutil
-import socket
-import subprocess
 import threading
 import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import Future
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Any
 
 from celery import Celery
@@ -27,7 +23,6 @@ from celeriac.worker.facade import ConsumerFacade
 transports.register()
 
 HOST = "here@test"
-REDIS_SERVER = shutil.which("redis-server")
 
 
 @dataclass
@@ -132,37 +127,6 @@ class Site:
 
     async def cast(self, command: str, **arguments: Any) -> None:
         await asyncio.to_thread(self.client.control.broadcast, command, arguments, [HOST])
-
-
-class RedisServer:
-    def __init__(self, directory: Path) -> None:
-        with socket.socket() as probe:
-            probe.bind(("127.0.0.1", 0))
-            self.port = probe.getsockname()[1]
-        self.directory = directory
-        self.url = f"redis://127.0.0.1:{self.port}/0"
-
-    def start(self) -> None:
-        assert REDIS_SERVER is not None
-        options = [
-            "--port",
-            str(self.port),
-            "--bind",
-            "127.0.0.1",
-            "--save",
-            "",
-            "--dir",
-            str(self.directory),
-        ]
-        self.process = subprocess.Popen([REDIS_SERVER, *options], stdout=subprocess.PIPE, text=True)
-        assert self.process.stdout is not None
-        assert any("Ready to accept connections" in line for line in self.process.stdout)
-
-    def stop(self) -> None:
-        self.process.kill()
-        self.process.wait()
-        if self.process.stdout is not None:
-            self.process.stdout.close()
 
 
 def make_app(name: str, url: str) -> Celery:

@@ -5,11 +5,11 @@ from __future__ import annotations
 import asyncio
 import logging
 import time
-from pathlib import Path
 from typing import Any
 
 import pytest
-from tests.unit.worker.control_site import HOST, Execution, RedisServer, make_app, received_events, wait_until
+from tests.services import RedisServer
+from tests.unit.worker.control_site import HOST, Execution, make_app, received_events, wait_until
 
 from celeriac.worker.events import EventPublisher
 
@@ -76,35 +76,26 @@ def test_a_full_queue_drops_the_oldest_with_one_warning(caplog: pytest.LogCaptur
 
 
 async def test_an_outage_is_logged_once_and_survived(
-    sites: Any, tmp_path: Path, caplog: pytest.LogCaptureFixture, redis_server: RedisServer
+    sites: Any, redis_server: RedisServer, caplog: pytest.LogCaptureFixture
 ) -> None:
     caplog.set_level(logging.INFO, "celeriac.worker.control")
-    server = RedisServer(tmp_path)
-    server.start()
-    try:
-        site = await sites(server.url, enable_events=True, heartbeat_interval=0.2)
-        server.stop()
-        await asyncio.to_thread(wait_until, lambda: caplog.text.count("no connection to the broker") == 2)
-        assert not site.control.listening.is_set()
-        site.control.send_event("task-received", uuid="waiting")
-        server.start()
-        with received_events(site.client, until="task-received") as received:
-            events = await asyncio.to_thread(received.result, 20)
-        assert events[-1]["uuid"] == "waiting"
-        assert await asyncio.to_thread(site.control.listening.wait, 10)
-        assert await site.ask("ping") == {"ok": "pong"}
-        assert caplog.text.count("no connection to the broker") == 2  # one for each of the two connections
-    finally:
-        server.stop()
+    site = await sites(redis_server.url, enable_events=True, heartbeat_interval=0.2)
+    redis_server.kill()
+    await asyncio.to_thread(wait_until, lambda: caplog.text.count("no connection to the broker") == 2)
+    assert not site.control.listening.is_set()
+    site.control.send_event("task-received", uuid="waiting")
+    redis_server.start()
+    with received_events(site.client, until="task-received") as received:
+        events = await asyncio.to_thread(received.result, 20)
+    assert events[-1]["uuid"] == "waiting"
+    assert await asyncio.to_thread(site.control.listening.wait, 10)
+    assert await site.ask("ping") == {"ok": "pong"}
+    assert caplog.text.count("no connection to the broker") == 2  # one for each of the two connections
 
 
-async def test_stopping_never_waits_for_a_dead_broker(
-    sites: Any, tmp_path: Path, redis_server: RedisServer
-) -> None:
-    server = RedisServer(tmp_path)
-    server.start()
-    site = await sites(server.url, enable_events=True)
-    server.stop()
+async def test_stopping_never_waits_for_a_dead_broker(sites: Any, redis_server: RedisServer) -> None:
+    site = await sites(redis_server.url, enable_events=True)
+    redis_server.kill()
     site.control.send_event("task-received", uuid="lost")
     started = time.monotonic()
     await asyncio.to_thread(site.control.stop, 3)

@@ -1,0 +1,31 @@
+"""Servers that tests need: started here on a free port of the loopback interface, never assumed to run.
+
+A server that is not installed skips the tests that need it, and fails them under ``REQUIRE_SERVICES=1``.
+The fixtures among these names become known by importing them into a conftest.py.
+"""
+
+from __future__ import annotations
+
+from tests.services.certificates import Certificates, make_certificates
+from tests.services.fixtures import certificates, redis_sentinel, redis_server, redis_url
+from tests.services.ports import ReservedPort
+from tests.services.programs import missing, program
+from tests.services.proxy import Proxy
+from tests.services.redis import RedisServer, running_redis
+from tests.services.sentinel import RedisSentinel
+
+__all__ = [
+    "Certificates",
+    "Proxy",
+    "RedisSentinel",
+    "RedisServer",
+    "ReservedPort",
+    "certificates",
+    "make_certificates",
+    "missing",
+    "program",
+    "redis_sentinel",
+    "redis_server",
+    "redis_url",
+    "running_redis",
+]

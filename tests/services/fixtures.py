@@ -1,0 +1,39 @@
+"""The servers as fixtures."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import pytest
+from tests.services.certificates import Certificates, make_certificates
+from tests.services.redis import RedisServer, running_redis
+from tests.services.sentinel import RedisSentinel
+
+__all__ = ["certificates", "redis_sentinel", "redis_server", "redis_url"]
+
+
+@pytest.fixture(scope="session")
+def redis_url() -> Iterator[str]:
+    """The URL of a Redis server that this test run has to itself."""
+    with running_redis() as url:
+        yield url
+
+
+@pytest.fixture
+def redis_server() -> Iterator[RedisServer]:
+    """A Redis server that this test has to itself, to do with it what it likes. It keeps nothing over a restart."""
+    with RedisServer() as server:
+        yield server
+
+
+@pytest.fixture
+def redis_sentinel() -> Iterator[RedisSentinel]:
+    """A primary, a replica and a sentinel that this test has to itself."""
+    with RedisSentinel() as sentinel:
+        yield sentinel
+
+
+@pytest.fixture(scope="session")
+def certificates(tmp_path_factory: pytest.TempPathFactory) -> Certificates:
+    """Certificates for 127.0.0.1 and localhost, by an authority that nobody else trusts."""
+    return make_certificates(tmp_path_factory.mktemp("certificates"))
