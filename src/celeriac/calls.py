@@ -80,7 +80,7 @@ class NotNative(Exception):
     """The call asks for something that Celery's own publishing has to do."""
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True)
 class Call:
     """A message ready to go, the record that it starts, and what Celery's publish signals tell of it."""
 

@@ -40,6 +40,11 @@ class Coalescer(Generic[T]):
         """Add an item that nobody waits for; an error is logged."""
         self._add(item, None)
 
+    @property
+    def backlog(self) -> int:
+        """How many items no flush has begun with."""
+        return len(self._items)
+
     async def drain(self) -> None:
         """Wait until everything submitted so far has been flushed, well or not."""
         while self._runner is not None:

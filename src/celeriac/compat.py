@@ -21,6 +21,7 @@ from celeriac.protocol.codec import dumps
 
 __all__ = [
     "RequestStack",
+    "RunsTask",
     "TaskRequest",
     "current_execution",
     "enter_execution",
@@ -69,6 +70,17 @@ def pop_task(execution: object) -> None:
     _tasks_by_key.pop(execution, None)
 
 
+class RunsTask:
+    """What runs a task, and makes the task's request of it when somebody asks: most tasks never do."""
+
+    __slots__ = ()
+
+    @property
+    def request(self) -> TaskRequest:
+        """Celery's request of the task."""
+        raise NotImplementedError
+
+
 class RequestStack:
     """A task's requests by execution or thread: ``celery.utils.threads._LocalStack``, in fewer steps.
 
@@ -81,7 +93,7 @@ class RequestStack:
         self._stacks: dict[Hashable, list[Any]] = {}
 
     def push(self, request: Any) -> list[Any]:
-        """Put a request on top."""
+        """Put a request, or what has one to give, on top."""
         stack = self._stacks.setdefault(_ident(), [])
         stack.append(request)
         return stack
@@ -101,15 +113,21 @@ class RequestStack:
     def top(self) -> Any:
         """The top one, or ``None``."""
         stack = self._stacks.get(_ident())
-        return stack[-1] if stack else None
+        if not stack:
+            return None
+        request = stack[-1]
+        return request.request if isinstance(request, RunsTask) else request
 
     @property
     def stack(self) -> list[Any]:
         """All of them."""
-        return self._stacks.get(_ident(), [])
+        return [
+            request.request if isinstance(request, RunsTask) else request
+            for request in self._stacks.get(_ident(), ())
+        ]
 
     def __len__(self) -> int:
-        return len(self.stack)
+        return len(self._stacks.get(_ident(), ()))
 
 
 def enter_execution(execution: object) -> Token[Any]:

@@ -2,6 +2,9 @@
 
 Everything takes batches, so that nothing costs one round trip per task under load. A broker never knows what a
 task's result is, nor that a store exists.
+
+What is made for every task (Publication, Delivery, Settlement) is not frozen, because that triples the price of making
+it; nobody changes one that was made.
 """
 
 from __future__ import annotations
@@ -37,7 +40,7 @@ class Capabilities:
     durable: bool = True
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True)
 class Publication:
     """One message on its way to one queue.
 
@@ -54,7 +57,7 @@ class Publication:
     due: float | None = None
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True)
 class Delivery:
     """A message handed to one consumer under a lease.
 
@@ -78,7 +81,7 @@ class Received:
     next_due: float | None = None
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True)
 class Settlement:
     """The end of one delivery.
 

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 from kombu import compression, serialization
 from kombu.utils import json as kombu_json
+from pydantic_core import from_json
 
 from celeriac.errors import ContentDisallowed, MalformedMessage
 from celeriac.protocol.excerpts import excerpt, reason
@@ -63,6 +64,12 @@ def loads(text: str | bytes | bytearray | memoryview, what: str = "The text") ->
     Raises:
         MalformedMessage: The text is not UTF-8, not JSON, or tags a value that cannot be restored.
     """
+    if type(text) is bytes and b"__type__" not in text and b"\\u00" not in text:
+        # Rust's parser takes a third of the time. What it refuses, or reads in another way, has the second look below.
+        try:
+            return from_json(text)
+        except ValueError:
+            pass
     try:
         if not isinstance(text, str):
             text = bytes(text).decode("utf-8")

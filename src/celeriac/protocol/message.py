@@ -17,9 +17,9 @@ from celeriac.protocol import codec, fields, v1
 __all__ = ["Message", "TaskMessage", "TaskMessageBuilder"]
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True)
 class Message:
-    """A message as Celery and kombu see it, whatever broker carries it.
+    """A message as Celery and kombu see it, whatever broker carries it. Nobody changes one that was made.
 
     ``properties`` are AMQP's (``correlation_id``, ``reply_to``, ``priority``, ``delivery_mode``, ``expiration``,
     ``delivery_info``); ``headers`` are Celery's protocol v2 and whatever a caller added.
@@ -164,9 +164,11 @@ def _properties(
     return properties
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True)
 class TaskMessage:
     """A task message that was received, decoded and checked: every field has the type that it says.
+
+    Nobody changes one that was made; the interpreter is not asked to see to it, because making one would cost thrice.
 
     ``headers`` are all the headers, as v2 has them even if the message was v1. ``body`` is what the content type
     and encoding describe, after decompression. ``eta`` and ``expires`` are UTC.

@@ -29,6 +29,9 @@ class Store(ABC):
     :exc:`celeriac.errors.StoreUnavailable`, and none lets a driver's own exception out.
     """
 
+    #: Whether anything is recorded; nobody need prepare what a store would throw away.
+    records: bool = True
+
     #: Seconds that a finished task's record and events are kept; ``None`` keeps them for ever.
     expires: float | None = 86_400.0
 

@@ -24,6 +24,7 @@ class _Silence(Watch, CancellationFeed):
 class DisabledStore(Store):
     """Records nothing."""
 
+    records = False
     expires = None
 
     async def open(self) -> None:

@@ -98,7 +98,7 @@ def describe_error(result: Any) -> str | None:
     return f"{result.get('exc_type')} - {message}"
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@dataclass(slots=True, kw_only=True)
 class Transition:
     """A task's step into a state. What is ``None`` leaves the record as it was, except as said below.
 

@@ -12,7 +12,7 @@ from celery.canvas import Signature
 from pydantic_core import to_jsonable_python
 
 from celeriac.brokers.base import Delivery
-from celeriac.compat import TaskRequest
+from celeriac.compat import RunsTask, TaskRequest, trailed_children
 from celeriac.protocol.codec import dumps
 from celeriac.protocol.message import TaskMessage
 from celeriac.stores.records import EventDraft, Transition
@@ -21,7 +21,7 @@ from celeriac.worker.records import RecordWriter
 __all__ = ["Execution"]
 
 
-class Execution:
+class Execution(RunsTask):
     """What the steps of the executor pass on, and what a running task talks to.
 
     ``task`` is ``None`` for a task that this worker does not know. ``stop`` is the exception that says why the task
@@ -30,17 +30,18 @@ class Execution:
 
     __slots__ = (
         "__weakref__",
+        "_request",
         "abandoned",
         "acknowledged",
         "concluding",
         "delivery",
         "ended",
         "held_retries",
+        "hostname",
         "interrupt",
         "message",
         "on_abandoned",
         "records",
-        "request",
         "runner",
         "started_at",
         "stop",
@@ -55,7 +56,8 @@ class Execution:
         self.message = message
         self.task = task
         self.records = records
-        self.request = TaskRequest(request_values(message, delivery, hostname))
+        self.hostname = hostname
+        self._request: TaskRequest | None = None
         self.runner: asyncio.Task[None] | None = None
         self.interrupt: Any = None
         self.stop: BaseException | None = None
@@ -67,6 +69,17 @@ class Execution:
         self.started_at: float | None = None
         self.time_start: float | None = None
         self.held_retries: list[Signature] = []
+
+    @property
+    def request(self) -> TaskRequest:
+        if self._request is None:
+            self._request = TaskRequest(request_values(self.message, self.delivery, self.hostname))
+        return self._request
+
+    @property
+    def children(self) -> str | None:
+        """The tasks that this one has called, as Celery's result meta has them."""
+        return None if self._request is None else trailed_children(self._request)
 
     @property
     def id(self) -> str:
@@ -109,10 +122,6 @@ class Execution:
     @property
     def kwargsrepr(self) -> str:
         return self.message.kwargsrepr or repr(self.message.kwargs)
-
-    @property
-    def hostname(self) -> str:
-        return str(self.request.hostname)
 
     @property
     def worker_pid(self) -> int:
@@ -187,7 +196,7 @@ class Execution:
             name=self.name,
             queue=self.delivery.queue,
             retries=self.message.retries,
-            worker=self.request.hostname,
+            worker=self.hostname,
             **values,
         )
 

@@ -17,7 +17,7 @@ from celery.exceptions import WorkerLostError
 
 from celeriac.brokers.base import Publication, Settlement
 from celeriac.calls import CallBuilder, NotNative
-from celeriac.compat import enter_execution, pop_task, push_task, trailed_children
+from celeriac.compat import enter_execution, pop_task, push_task
 from celeriac.protocol.codec import dumps
 from celeriac.protocol.settlement import Action, Outcome, decide
 from celeriac.worker.coroutines import wait_interruptibly
@@ -74,7 +74,7 @@ class Executor:
         if ending is None:
             profile = self._profile_of(execution.task)
             push_task(execution, execution.task)
-            execution.task.request_stack.push(execution.request)
+            execution.task.request_stack.push(execution)
             try:
                 ending = await self._attempt(execution, profile)
                 if execution.abandoned:
@@ -184,12 +184,12 @@ class Executor:
 
     @staticmethod
     def _encode(execution: Execution, profile: TaskProfile, value: Any) -> str | None:
-        if profile.schema is not None:
-            value = profile.schema.dump_result(value)
-        return None if execution.ignores_result else dumps(value)
+        if execution.ignores_result or not execution.records.recording:
+            return None
+        return dumps(value if profile.schema is None else profile.schema.dump_result(value))
 
     async def _record(self, execution: Execution, ending: Ending) -> None:
-        if ending.state is None:
+        if ending.state is None or not execution.records.recording:
             return
         ignored = execution.ignores_result and not (ending.error and execution.stores_errors)
         await execution.records.write(
@@ -197,7 +197,7 @@ class Executor:
                 ending.state,
                 result=None if ignored else ending.result,
                 traceback=None if ignored else ending.traceback,
-                children=trailed_children(execution.request),
+                children=execution.children,
             )
         )
 
@@ -212,6 +212,9 @@ class Executor:
                 await self._settler.publish(ending.retries)
             return
         action = decide(ending.outcome, profile.acks if profile else None)
+        if action is Action.ACKNOWLEDGE and not ending.retries:
+            await self._settler.acknowledge(execution.delivery.tag)
+            return
         due = None
         if ending.outcome is Outcome.UNKNOWN_TASK:
             due = time.time() + self._parking_time(execution.delivery.deliveries)

@@ -28,6 +28,8 @@ class RecordWriter:
 
     def __init__(self, store: Store) -> None:
         self._store = store
+        #: Whether the store records anything: if not, there is no need to prepare what it would throw away.
+        self.recording = store.records
         self._loop = asyncio.get_running_loop()
         self._coalescer: Coalescer[Entry] = Coalescer(self._flush)
 

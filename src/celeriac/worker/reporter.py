@@ -85,7 +85,7 @@ class Reporter:
                 args=message.args,
                 kwargs=message.kwargs,
             )
-        if profile.track_started:
+        if profile.track_started and execution.records.recording:
             execution.records.add(execution.transition(states.STARTED))
         if send := self.send_event():
             send("task-started", uuid=execution.id)

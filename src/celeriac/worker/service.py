@@ -164,7 +164,6 @@ class Service:
             runner = asyncio.create_task(self._execute(execution, revoked, done))
             execution.runner = runner
             self._runners.add(runner)
-            runner.add_done_callback(self._ended)
 
     def _hold(self, execution: Execution) -> None:
         """From here on, a cancellation finds it."""
@@ -174,14 +173,17 @@ class Service:
     async def _execute(self, execution: Execution, revoked: bool, done: bool) -> None:
         try:
             await self._executor.execute(execution, revoked=revoked, done=done)
-        except BaseException:
+        except BaseException as exc:
             # Not settled: the lease ends, and the message is delivered again, up to its limit.
             logger.exception("Task %s[%s]: the worker failed", execution.name, execution.id)
             self._leases.release(execution.delivery.tag)
-            raise
+            if not isinstance(exc, Exception):
+                raise
         finally:
             self._held.pop(execution.delivery.tag, None)
-            execution.runner = None  # they refer to each other
+            if execution.runner is not None:
+                self._runners.discard(execution.runner)
+                execution.runner = None  # they refer to each other
             if execution.abandoned:
                 pass  # its slot was given back when it was abandoned
             elif execution.concluding:

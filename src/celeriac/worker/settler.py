@@ -11,6 +11,7 @@ from celery.utils.log import get_logger
 from celeriac.brokers.base import Broker, Publication, Settlement
 from celeriac.coalesce import Coalescer
 from celeriac.errors import BrokerUnavailable
+from celeriac.protocol.settlement import Action
 
 __all__ = ["Settler"]
 
@@ -19,6 +20,9 @@ logger = get_logger(__name__)
 T = TypeVar("T")
 
 _BACKOFF = (0.05, 2.0)
+
+#: Acknowledgements that may wait for the broker without anybody waiting for them.
+_UNSENT = 1000
 
 
 class Settler:
@@ -32,6 +36,14 @@ class Settler:
     async def settle(self, settlement: Settlement) -> None:
         """End a delivery, and return when the broker has taken it."""
         await self._coalescer.submit(settlement)
+
+    async def acknowledge(self, tag: str) -> None:
+        """End a delivery whose task is done. Nobody need wait for that, unless too many are on their way already."""
+        settlement = Settlement(tag, Action.ACKNOWLEDGE)
+        if self._coalescer.backlog < _UNSENT:
+            self._coalescer.add(settlement)
+        else:
+            await self._coalescer.submit(settlement)
 
     async def publish(self, publications: Sequence[Publication]) -> None:
         """Publish what a task that is acknowledged already leaves behind, and return when the broker has it."""
