@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import time
 from collections.abc import Callable
 from typing import Any, Self
@@ -86,6 +87,10 @@ class RedisSentinel:
         _wait_until(lambda: self.primary is not former and self._is_content(), "no failover", self.sentinel)
         return self.primary
 
+    def wait_for_replica(self, former: RedisServer) -> None:
+        """Wait until a former primary, which runs, has become a replica: until then it can be written to, in vain."""
+        _wait_until(lambda: former.command("ROLE")[0] == "slave", "still a primary", self.sentinel)
+
     def start(self) -> None:
         """Start all three, and return when a failover is possible."""
         primary, replica = self.servers
@@ -95,6 +100,9 @@ class RedisSentinel:
         _wait_until(lambda: _is_fed(replica), "no replication", replica)
         self.sentinel.configure(self.name, primary)
         self.sentinel.start()
+        with contextlib.suppress(redis.ResponseError):  # before Redis 7
+            # Otherwise a former primary goes on as one for 10 seconds.
+            self.command("SENTINEL", "DEBUG", "INFO-PERIOD", 100, "PUBLISH-PERIOD", 100)
         _wait_until(self._knows_the_replica, "the sentinel does not see the replica", self.sentinel)
 
     def close(self) -> None:

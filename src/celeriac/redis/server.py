@@ -6,10 +6,12 @@ import asyncio
 import contextlib
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from functools import cache
 from typing import TYPE_CHECKING, Any
 from urllib.parse import SplitResult, parse_qsl, unquote, urlsplit
 
 from celeriac.errors import ConfigurationError
+from celeriac.redis.sentinels import find_primary
 
 if TYPE_CHECKING:
     from redis.asyncio.connection import AbstractConnection
@@ -67,6 +69,7 @@ class Server:
     reply_timeout: float = REPLY_TIMEOUT
     connect_timeout: float = REPLY_TIMEOUT
     options: tuple[tuple[str, Any], ...] = field(default=(), repr=False, compare=False)
+    min_other_sentinels: int = 0
     sentinel_kwargs: tuple[tuple[str, Any], ...] = field(default=(), repr=False, compare=False)
 
     def __str__(self) -> str:
@@ -79,8 +82,8 @@ class Server:
         Args:
             url: ``redis://user:password@host:port/db``, ``rediss://…``, ``unix:///path?db=1``,
                 ``redis+socket:///path?virtual_host=1``, ``sentinel://host:port;sentinel://host:port/db``.
-            options: Celery's transport options: timeouts in seconds, ``master_name``, ``sentinel_kwargs``, and
-                ``ssl``, a mapping like ``broker_use_ssl``.
+            options: Celery's transport options: timeouts in seconds, ``master_name``, ``sentinel_kwargs``,
+                ``min_other_sentinels``, and ``ssl``, a mapping like ``broker_use_ssl``.
 
         Raises:
             ConfigurationError: The URL or an option cannot work, or redis-py is not installed.
@@ -107,18 +110,20 @@ class Server:
         db = _db(merged, "" if local else (more[-1].path if more and more[-1].path else first.path))
         where = path if local else ", ".join(f"{host}:{number}" for host, number in address)
         name = f"Redis group {master_name!r} of sentinels" if scheme == "sentinel" else "Redis"
+        tls = not local and (scheme in {"rediss", "valkeys"} or bool(merged.get("ssl")))
         return cls(
             text=f"{name} at {where}",
             address=address,
             path=path,
             db=db,
             master_name=master_name if scheme == "sentinel" else None,
-            tls=scheme in {"rediss", "valkeys"} or bool(merged.get("ssl")),
+            tls=tls,
             username=unquote(first.username) if first.username else merged.get("username"),
             password=unquote(first.password) if first.password else merged.get("password"),
             reply_timeout=_seconds(merged, "socket_timeout"),
             connect_timeout=_seconds(merged, "socket_connect_timeout"),
-            options=_passed(merged),
+            options=_passed(merged, tls=tls),
+            min_other_sentinels=int(merged.get("min_other_sentinels") or 0),
             sentinel_kwargs=tuple((merged.get("sentinel_kwargs") or {}).items()),
         )
 
@@ -145,6 +150,7 @@ class Server:
             "socket_timeout": self.reply_timeout,
             "socket_connect_timeout": self.connect_timeout,
             "protocol": 2,  # in 3, what is published would come between replies
+            **_unannounced(),
             **dict(self.options),
         }
         if "credential_provider" in options:
@@ -159,18 +165,9 @@ class Server:
 
     async def _primary(self, name: str) -> tuple[str, int]:
         """Where the sentinels say the group's primary is."""
-        from redis.asyncio.sentinel import Sentinel
-
         timeouts = {"socket_timeout": self.connect_timeout, "socket_connect_timeout": self.connect_timeout}
-        sentinel = Sentinel(  # type: ignore[no-untyped-call]
-            list(self.address), sentinel_kwargs={**timeouts, **dict(self.sentinel_kwargs)}
-        )
-        try:
-            host, port = await sentinel.discover_master(name)
-        finally:
-            for client in sentinel.sentinels:
-                await client.aclose()
-        return str(host), int(port)
+        options = {**timeouts, **_unannounced(), **dict(self.sentinel_kwargs)}
+        return await find_primary(self.address, name, self.min_other_sentinels, options)
 
 
 def _require_driver() -> None:
@@ -178,6 +175,16 @@ def _require_driver() -> None:
         import redis.asyncio  # noqa: F401
     except ImportError:
         raise ConfigurationError('Redis needs the redis-py package: pip install "celeriac[redis]".') from None
+
+
+@cache
+def _unannounced() -> dict[str, None]:
+    """What keeps redis-py from looking up its own version, in files, for each connection, to tell it to the server."""
+    try:
+        import redis.driver_info  # noqa: F401
+    except ImportError:  # before redis-py 7.1
+        return {"lib_name": None, "lib_version": None}
+    return {"driver_info": None}
 
 
 def _merged(options: Mapping[str, Any], url: SplitResult) -> dict[str, Any]:
@@ -206,10 +213,11 @@ def _parsed(name: str, text: str) -> Any:
     return text
 
 
-def _passed(merged: Mapping[str, Any]) -> tuple[tuple[str, Any], ...]:
+def _passed(merged: Mapping[str, Any], *, tls: bool) -> tuple[tuple[str, Any], ...]:
     # Keepalive by default: a peer that vanished without a word is noticed although nothing is sent to it.
     found: dict[str, Any] = {"socket_keepalive": True}
-    found |= {name: merged[name] for name in _PASSED if merged.get(name) is not None}
+    wanted = [name for name in _PASSED if tls or not name.startswith("ssl_")]
+    found |= {name: merged[name] for name in wanted if merged.get(name) is not None}
     return tuple(found.items())
 
 
@@ -229,4 +237,7 @@ def _db(merged: Mapping[str, Any], path: str) -> int:
 
 def _seconds(merged: Mapping[str, Any], name: str) -> float:
     value = merged.get(name)
-    return REPLY_TIMEOUT if value is None else float(value)
+    try:
+        return REPLY_TIMEOUT if value is None else float(value)
+    except ValueError:
+        raise ConfigurationError(f"{name} must be a number, not {value!r}.") from None

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import ssl
+
 from celeriac.errors import BrokerUnavailable
 from celeriac.redis.server import Server
 
@@ -28,6 +30,7 @@ _PERMANENT = {
     "NOAUTH": "wants a password: put it into the URL, as in redis://:password@host",
     "WRONGPASS": "does not accept the user or the password of the URL",
     "WRONGTYPE": "keeps something else under a key that celeriac needs: use another database or a global_keyprefix",
+    "CERTIFICATE": "shows a certificate that is not trusted here: look at ssl_ca_certs and at the host's name",
     "MOVED": _NO_CLUSTER,
     "CROSSSLOT": _NO_CLUSTER,
 }
@@ -79,6 +82,8 @@ def _code(error: BaseException) -> tuple[str, str]:
         (TimeoutError, "TIMEOUT"),
     )
     said = str(error) or type(error).__name__
+    if isinstance(error.__context__, ssl.SSLCertVerificationError):
+        return "CERTIFICATE", said
     for kind, code in known:
         if isinstance(error, kind):
             return code, said

@@ -1,0 +1,76 @@
+"""Links and subscribers of a test, which are closed with it."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import AsyncIterator, Awaitable, Callable
+from contextlib import AsyncExitStack, asynccontextmanager
+from typing import Any
+
+import pytest
+from tests.services import Proxy, RedisServer
+
+from celeriac.redis.link import Link
+from celeriac.redis.server import Server
+
+#: Seconds of silence after which servers of these tests count as gone.
+PATIENCE = 0.3
+
+OpenLink = Callable[..., Awaitable[Link]]
+
+
+def server_at(url: str, **options: Any) -> Server:
+    """A server that counts as gone after PATIENCE."""
+    return Server.from_url(url, {"socket_timeout": PATIENCE, "socket_connect_timeout": PATIENCE, **options})
+
+
+@pytest.fixture
+async def open_link() -> AsyncIterator[OpenLink]:
+    async with AsyncExitStack() as stack:
+
+        async def open_(url: str, **options: Any) -> Link:
+            link = Link(server_at(url, **options))
+            await link.open()
+            stack.push_async_callback(link.close)
+            return link
+
+        yield open_
+
+
+@pytest.fixture
+async def link(redis_server: RedisServer, open_link: OpenLink) -> Link:
+    return await open_link(redis_server.url)
+
+
+@pytest.fixture
+async def proxy(redis_server: RedisServer) -> AsyncIterator[Proxy]:
+    async with Proxy(redis_server.host, redis_server.port) as proxy:
+        yield proxy
+
+
+@pytest.fixture
+async def remote(proxy: Proxy, open_link: OpenLink) -> Link:
+    """A link through a network that can fail."""
+    return await open_link(f"redis://{proxy.host}:{proxy.port}/0")
+
+
+@asynccontextmanager
+async def no_stalls(longest: float = 0.1) -> AsyncIterator[None]:
+    """Fail if the loop does nothing else for this many seconds."""
+    gaps: list[float] = []
+
+    async def beat() -> None:
+        before = time.perf_counter()
+        while True:
+            await asyncio.sleep(0.002)
+            gaps.append((now := time.perf_counter()) - before)
+            before = now
+
+    beating = asyncio.create_task(beat())
+    try:
+        yield
+        await asyncio.sleep(0.005)
+    finally:
+        beating.cancel()
+    assert max(gaps) < longest
