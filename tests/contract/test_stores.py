@@ -1,10 +1,11 @@
-"""The store contract on every store that needs no server."""
+"""The store contract on every store."""
 
 from __future__ import annotations
 
 from pathlib import Path
 
 import pytest
+import redis
 
 from celeriac.stores.urls import store_for
 from celeriac.testing.contract.store import StoreContract
@@ -21,3 +22,11 @@ class TestSQLiteStore(StoreContract):
     @pytest.fixture
     def new_store(self, tmp_path: Path) -> NewStore:
         return lambda expires: store_for(f"sqlite:///{tmp_path}/celery.db", expires=expires)
+
+
+class TestRedisStore(StoreContract):
+    @pytest.fixture
+    def new_store(self, redis_url: str) -> NewStore:
+        with redis.Redis.from_url(redis_url) as client:
+            client.flushdb()
+        return lambda expires: store_for(redis_url, expires=expires)

@@ -11,7 +11,18 @@ from celery import states
 
 from celeriac.stores.records import READY_STATES, Attempt, Progress, TaskEvent, TaskRecord, describe_error
 
-__all__ = ["CANCELLED", "Row", "error_of", "micros", "parse_number", "search_parts", "to_event", "to_record"]
+__all__ = [
+    "CANCELLED",
+    "Row",
+    "error_of",
+    "micros",
+    "moment",
+    "parse_number",
+    "search_parts",
+    "to_event",
+    "to_progress",
+    "to_record",
+]
 
 #: The result of a task that was cancelled before it started: Celery's own error for it, as JSON.
 CANCELLED = (
@@ -63,8 +74,13 @@ def micros(seconds: float) -> int:
     return int(seconds * 1_000_000 + 0.5)
 
 
+def moment(value: int) -> datetime:
+    """Microseconds since the epoch as a time (UTC)."""
+    return _EPOCH + timedelta(microseconds=value)
+
+
 def _moment(value: int | None) -> datetime | None:
-    return None if value is None else _EPOCH + timedelta(microseconds=value)
+    return None if value is None else moment(value)
 
 
 def _json(text: str | None) -> Any:
@@ -107,7 +123,7 @@ def to_record(row: Row) -> TaskRecord:
         retries=row.retries or 0,
         worker=row.worker,
         attempts=[_attempt(entry) for entry in _json(row.attempts) or ()],
-        progress=_progress(_json(row.progress)),
+        progress=to_progress(_json(row.progress)),
         result=_json(row.result),
         traceback=row.traceback,
         children=_json(row.children),
@@ -120,7 +136,8 @@ def _attempt(entry: Mapping[str, Any]) -> Attempt:
     return Attempt(entry["retries"], entry["worker"], started, entry["state"], entry.get("error"))
 
 
-def _progress(value: Any) -> Progress | None:
+def to_progress(value: Any) -> Progress | None:
+    """The progress that the data of an event tells, if it does."""
     if not isinstance(value, Mapping) or "current" not in value:
         return None
     return Progress(value["current"], value.get("total"), value.get("note") or "")

@@ -7,14 +7,16 @@ from typing import Any
 from urllib.parse import unquote, urlsplit
 
 from celeriac.errors import ConfigurationError
+from celeriac.redis.server import SCHEMES
 from celeriac.stores.base import Store
 from celeriac.stores.disabled import DisabledStore
 from celeriac.stores.memory import MemoryStore
+from celeriac.stores.redis import RedisStore
 from celeriac.stores.sql import SQLStore
 
 __all__ = ["memory_name", "store_for"]
 
-_SUPPORTED = "sqlite:///celery.db (or db+sqlite:///celery.db), memory:// and disabled://"
+_SUPPORTED = "sqlite:///celery.db (or db+sqlite:///celery.db), redis://, memory:// and disabled://"
 
 
 def store_for(
@@ -22,8 +24,8 @@ def store_for(
 ) -> Store:
     """The store behind a result backend's URL, not open yet.
 
-    ``expires`` is in seconds; ``None`` keeps records for ever. ``options`` are those of the result backend's transport;
-    the stores here have none. Raises ConfigurationError for a URL that no store here understands.
+    ``expires`` is in seconds; ``None`` keeps records for ever. ``options`` are those of the result backend's transport,
+    which the store in Redis takes. Raises ConfigurationError for a URL that no store here understands.
     """
     scheme, separator, rest = url.partition("://")
     if not separator:
@@ -34,6 +36,8 @@ def store_for(
         return MemoryStore(memory_name(url), expires=expires)
     if scheme in ("sqlite", "db+sqlite"):
         return SQLStore(f"sqlite://{rest}", expires=expires)
+    if scheme in SCHEMES:
+        return RedisStore(url, expires=expires, options=options)
     raise ConfigurationError(
         f"There is no store for the result backend {scheme!r}. Supported are {_SUPPORTED}."
     )

@@ -1,0 +1,255 @@
+"""The store in Redis: Celery's own result keys, and records, events and indexes beside them."""
+
+from __future__ import annotations
+
+import asyncio
+import builtins
+import logging
+import time
+from collections.abc import AsyncIterator, Collection, Iterable, Iterator, Mapping, Sequence
+from contextlib import AsyncExitStack, asynccontextmanager, contextmanager
+from typing import Any
+
+from celeriac.errors import BrokerUnavailable, StoreUnavailable
+from celeriac.redis.link import Link
+from celeriac.redis.scripts import Script
+from celeriac.redis.server import Server
+from celeriac.stores import redis_layout as layout
+from celeriac.stores.base import CancellationFeed, Store, Watch
+from celeriac.stores.records import EventDraft, RecordFilter, RecordPage, TaskEvent, TaskRecord, Transition
+from celeriac.stores.redis_list import Listing
+from celeriac.stores.redis_rows import Values, news, stock_step, to_redis_event, to_redis_record
+from celeriac.stores.redis_watch import Watchers
+from celeriac.stores.rows import parse_number
+
+__all__ = ["RedisStore"]
+
+logger = logging.getLogger("celeriac.stores")
+
+#: Records that one script reads at most, so that others have their turn.
+_READ = 250
+
+#: What one ``trim`` deletes, and looks at, at most.
+_TRIM_RECORDS = 250
+_TRIM_LOOKS = 500
+
+#: Seconds between two clean-ups that a store does by itself, where no worker does them.
+_TRIM_PAUSE = 60.0
+
+
+class RedisStore(Store):
+    """Records in the Redis server at ``url``.
+
+    ``expires`` is in seconds, ``None`` keeps records for ever; ``options`` are Celery's
+    ``result_backend_transport_options``. Raises ConfigurationError for what cannot work.
+    """
+
+    def __init__(
+        self, url: str, *, expires: float | None = 86_400.0, options: Mapping[str, Any] | None = None
+    ) -> None:
+        self.expires = expires
+        self._server = Server.from_url(url, options)
+        self._prefix = layout.key_prefix(options or {})
+        self._link: Link | None = None
+        self._watchers: Watchers | None = None
+        self._lookup: _Lookup | None = None
+        self._trimming: asyncio.Task[None] | None = None
+        self._trim_at = 0.0
+
+    async def open(self) -> None:
+        if self._link is None:
+            self._link = Link.shared(self._server)
+            self._watchers = Watchers(self._link, self._prefix)
+            self._trim_at = time.monotonic() + _TRIM_PAUSE
+            await self._link.open()
+
+    async def close(self) -> None:
+        link, self._link = self._link, None
+        watchers, self._watchers = self._watchers, None
+        trimming, self._trimming = self._trimming, None
+        if watchers is not None:
+            watchers.close()
+        if trimming is not None:
+            trimming.cancel()
+            await asyncio.wait([trimming])
+        if link is not None:
+            await link.close()
+
+    async def transition(self, transitions: Sequence[Transition]) -> None:
+        # Nothing may be awaited before this has been sent: it travels with what the broker sends in the same tick.
+        if transitions:
+            await self._run(
+                layout.TRANSITION, layout.transition_arguments(self._prefix, self.expires, transitions)
+            )
+            self._tidy_now_and_then()
+
+    async def append_events(self, events: Sequence[EventDraft]) -> None:
+        if events:
+            await self._run(layout.APPEND, layout.append_arguments(self._prefix, events))
+
+    async def get(self, task_ids: Sequence[str]) -> Mapping[str, TaskRecord]:
+        if not task_ids:
+            self._opened()
+            return {}
+        found = await self._look_up(task_ids)
+        records = {
+            task_id: to_redis_record(task_id, found[task_id]) for task_id in task_ids if task_id in found
+        }
+        return {task_id: record for task_id, record in records.items() if record is not None}
+
+    async def _look_up(self, task_ids: Iterable[str]) -> Mapping[str, Values]:
+        self._opened()
+        # What is asked for in one tick of the loop is one question.
+        lookup = self._lookup
+        if lookup is None:
+            lookup = self._lookup = _Lookup(asyncio.get_running_loop())
+            lookup.loop.call_soon(self._send_lookup, lookup)
+        lookup.task_ids.update(dict.fromkeys(task_ids))
+        return await asyncio.shield(lookup.future)
+
+    def _send_lookup(self, lookup: _Lookup) -> None:
+        self._lookup = None
+        lookup.follow(lookup.loop.create_task(self._read(list(lookup.task_ids))))
+
+    async def _read(self, task_ids: Sequence[str]) -> dict[str, Values]:
+        """What is kept of these tasks, after it has taken in what stock workers have written."""
+        found = await self._read_as_is(task_ids)
+        stock = {task_id: sha for task_id, values in found.items() if (sha := news(values))}
+        if stock:
+            await self._adopt({task_id: found[task_id][-1] or b"" for task_id in stock}, stock)
+            found |= await self._read_as_is(list(stock))
+        return found
+
+    async def _read_as_is(self, task_ids: Sequence[str]) -> dict[str, Values]:
+        slices = [task_ids[start : start + _READ] for start in range(0, len(task_ids), _READ)]
+        answers = await asyncio.gather(*(self._run(layout.GET, [self._prefix, *part]) for part in slices))
+        values = (each for answer in answers for each in answer)
+        return {task_id: each for task_id, each in zip(task_ids, values, strict=True) if each}
+
+    async def _adopt(self, texts: Mapping[str, bytes], stock: Mapping[str, str]) -> None:
+        """Have records say what stock workers have written."""
+        steps = [stock_step(task_id, text) for task_id, text in texts.items()]
+        arguments = layout.transition_arguments(self._prefix, self.expires, steps, stock)
+        try:
+            await self._run(layout.TRANSITION, arguments)
+        except StoreUnavailable as exc:
+            # Who reads gets to know it all the same.
+            logger.warning("What stock workers have written was not recorded: %s", exc)
+
+    async def list(self, where: RecordFilter, cursor: str | None = None, limit: int = 50) -> RecordPage:
+        before = None if cursor is None else parse_number(cursor, "cursor")
+        listing = Listing(where, self._prefix, before, limit + 1)
+        while not listing.complete:
+            rows = dict(listing.take(await self._run(layout.LIST, listing.arguments())))
+            stock = [task_id for task_id, values in rows.items() if news(values)]
+            listing.add({**rows, **(await self._read(stock))} if stock else rows)
+        return listing.page(limit)
+
+    async def events(self, task_id: str, after: str | None = None, limit: int = 1000) -> Sequence[TaskEvent]:
+        first = 0 if after is None else parse_number(after, "event id")
+        arguments = [self._prefix, task_id, first, limit]
+        text, stock, texts = await self._run(layout.EVENTS, arguments)
+        if text is not None and news([b"", *[None] * 20, stock, None, text]):
+            await self._read([task_id])
+            _, _, texts = await self._run(layout.EVENTS, arguments)
+        return [to_redis_event(first + place, task_id, each) for place, each in enumerate(texts, 1)]
+
+    @asynccontextmanager
+    async def watch(self, task_id: str, *, until_ready: bool = False) -> AsyncIterator[Watch]:
+        self._opened()
+        assert self._watchers is not None
+        async with AsyncExitStack() as stack:
+            with _store_errors():
+                flag = await stack.enter_async_context(self._watchers.flag(task_id, until_ready=until_ready))
+            yield flag
+
+    async def request_cancel(self, task_ids: Sequence[str]) -> Collection[str]:
+        if not task_ids:
+            return set()
+        arguments = layout.cancel_arguments(self._prefix, self.expires, task_ids, time.time(), running=True)
+        return {task_id.decode() for task_id in await self._run(layout.CANCEL, arguments)}
+
+    async def cancelled(self, task_ids: Sequence[str]) -> Collection[str]:
+        if not task_ids:
+            return set()
+        with _store_errors():
+            scores = await self._opened().send("ZMSCORE", f"{self._prefix}celeriac:cancelled", *task_ids)
+        return {task_id for task_id, score in zip(task_ids, scores, strict=True) if score is not None}
+
+    @asynccontextmanager
+    async def cancellations(self) -> AsyncIterator[CancellationFeed]:
+        self._opened()
+        assert self._watchers is not None
+        async with AsyncExitStack() as stack:
+            with _store_errors():
+                feed = await stack.enter_async_context(self._watchers.feed())
+            yield feed
+
+    async def forget(self, task_ids: Sequence[str]) -> int:
+        if not task_ids:
+            return 0
+        return int(await self._run(layout.FORGET, [self._prefix, *task_ids]))
+
+    async def trim(self) -> int:
+        self._trim_at = time.monotonic() + _TRIM_PAUSE
+        before = "" if self.expires is None else f"{time.time() - self.expires:.6f}"
+        removed, *stock = await self._run(layout.TRIM, [self._prefix, before, _TRIM_RECORDS, _TRIM_LOOKS])
+        if stock:
+            await self._read([task_id.decode() for task_id in stock])
+        return int(removed)
+
+    def _tidy_now_and_then(self) -> None:
+        """Trim where nobody else may do it: tasks of this process may all run in stock workers."""
+        if time.monotonic() > self._trim_at and self._link is not None:
+            self._trim_at = time.monotonic() + _TRIM_PAUSE
+            self._trimming = asyncio.get_running_loop().create_task(self._tidy())
+
+    async def _tidy(self) -> None:
+        try:
+            while await self.trim():
+                pass
+        except StoreUnavailable as exc:
+            logger.warning("Expired records were not deleted: %s", exc)
+
+    def _opened(self) -> Link:
+        if self._link is None:
+            raise StoreUnavailable(f"The store {self._server} is not open.")
+        return self._link
+
+    async def _run(self, script: Script, arguments: Sequence[Any]) -> Any:
+        started = self._opened().start(script, (), arguments)
+        with _store_errors():
+            return await started
+
+
+class _Lookup:
+    """Records that several callers want, and the answer for all of them."""
+
+    def __init__(self, loop: asyncio.AbstractEventLoop) -> None:
+        self.loop = loop
+        self.task_ids: dict[str, None] = {}
+        self.future: asyncio.Future[Mapping[str, Values]] = loop.create_future()
+        # Everybody may have given up waiting by the time that it fails.
+        self.future.add_done_callback(lambda future: future.cancelled() or future.exception())
+
+    def follow(self, reading: asyncio.Task[builtins.dict[str, Values]]) -> None:
+        """Answer with what the reading finds."""
+        reading.add_done_callback(self._finish)
+
+    def _finish(self, reading: asyncio.Task[builtins.dict[str, Values]]) -> None:
+        if reading.cancelled():
+            self.future.cancel()
+        elif (exc := reading.exception()) is not None:
+            self.future.set_exception(exc)
+        else:
+            self.future.set_result(reading.result())
+
+
+@contextmanager
+def _store_errors() -> Iterator[None]:
+    try:
+        yield
+    except BrokerUnavailable as exc:
+        error = StoreUnavailable(str(exc))
+        error.permanent = exc.permanent
+        raise error from exc
