@@ -1,4 +1,4 @@
-"""The broker contract on every broker that needs no server."""
+"""The broker contract on every broker."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ import asyncio
 from pathlib import Path
 
 import pytest
+import redis
 
 from celeriac.brokers.memory import MemoryQueues
 from celeriac.brokers.urls import broker_for
@@ -47,5 +48,28 @@ class TestSQLiteBroker(BrokerContract):
 
         async def publish(queue: str, envelope: str) -> None:
             await asyncio.to_thread(insert, queue, envelope)
+
+        return publish
+
+
+class TestRedisBroker(BrokerContract):
+    @pytest.fixture
+    def url(self, redis_url: str) -> str:
+        with redis.Redis.from_url(redis_url) as client:
+            client.flushdb()
+        return redis_url
+
+    @pytest.fixture
+    def new_broker(self, url: str) -> NewBroker:
+        return lambda lease: broker_for(url, lease=lease)
+
+    @pytest.fixture
+    def publish_envelope(self, url: str) -> PublishEnvelope:
+        def push(queue: str, envelope: str) -> None:
+            with redis.Redis.from_url(url) as client:
+                client.lpush(queue, envelope)
+
+        async def publish(queue: str, envelope: str) -> None:
+            await asyncio.to_thread(push, queue, envelope)
 
         return publish

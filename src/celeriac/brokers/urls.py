@@ -8,11 +8,13 @@ from urllib.parse import unquote, urlsplit
 
 from celeriac.brokers.base import Broker
 from celeriac.errors import ConfigurationError
+from celeriac.redis.server import SCHEMES
 
 __all__ = ["broker_for"]
 
 _SUPPORTED = (
-    "Supported are sqlite:///relative/path.db, sqlite:////absolute/path.db, memory:// and memory://name."
+    "Supported are redis://host:port/db (also rediss://, valkey://, unix:// and sentinel://), "
+    "sqlite:///relative/path.db, sqlite:////absolute/path.db, memory:// and memory://name."
 )
 
 
@@ -20,7 +22,7 @@ def broker_for(url: str, *, lease: float = 30.0, options: Mapping[str, Any] | No
     """The broker that ``url`` names, not yet open.
 
     Args:
-        url: ``sqlite:///file.db`` or ``memory://name``.
+        url: ``redis://host:port/db``, ``sqlite:///file.db`` or ``memory://name``.
         lease: Seconds that a delivery belongs to its consumer unless renewed.
         options: Celery's ``broker_transport_options``; what a broker does not know it ignores.
 
@@ -36,6 +38,10 @@ def broker_for(url: str, *, lease: float = 30.0, options: Mapping[str, Any] | No
         from celeriac.brokers.memory import MemoryBroker
 
         return MemoryBroker(_name(url), lease=lease)
+    if scheme in SCHEMES:
+        from celeriac.brokers.redis import RedisBroker
+
+        return RedisBroker(url, lease=lease, options=options)
     if scheme.startswith(("sqla+", "sqlalchemy+")):
         plain = url.partition("+")[2]
         raise ConfigurationError(

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import hashlib
+import pkgutil
 from dataclasses import dataclass
 from functools import cache
-from importlib import resources
 
 __all__ = ["Script"]
 
@@ -26,6 +26,7 @@ class Script:
 
 @cache
 def _load(package: str, files: tuple[str, ...]) -> Script:
-    folder = resources.files(package)
-    text = "\n".join(folder.joinpath(file).read_text(encoding="utf-8") for file in files)
+    # As modules are read, which happens once and may happen inside an event loop.
+    parts = [pkgutil.get_data(package, file) or b"" for file in files]
+    text = b"\n".join(parts).decode("utf-8")
     return Script(files[-1], text, hashlib.sha1(text.encode(), usedforsecurity=False).hexdigest())

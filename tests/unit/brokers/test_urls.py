@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 
 from celeriac.brokers.memory import MemoryBroker
+from celeriac.brokers.redis import RedisBroker
 from celeriac.brokers.sql import SQLBroker
 from celeriac.brokers.urls import broker_for
 from celeriac.errors import ConfigurationError
@@ -18,6 +19,38 @@ def test_sqlite_and_memory(tmp_path: Path) -> None:
     assert broker.lease == 7.0
     assert isinstance(broker_for("memory://"), MemoryBroker)
     assert broker_for("memory://").lease == 30.0
+
+
+@pytest.mark.parametrize(
+    "url",
+    ["redis://localhost", "rediss://u:p@h:1/2", "valkey://h", "unix:///tmp/redis.sock", "redis+socket:///a"],
+)
+def test_redis_in_all_its_spellings(url: str) -> None:
+    broker = broker_for(url, lease=7.0, options={"visibility_timeout": 3600})
+    assert isinstance(broker, RedisBroker)
+    assert broker.lease == 7.0
+
+
+def test_sentinels_need_the_name_of_their_group() -> None:
+    url = "sentinel://a:26379;sentinel://b:26379/1"
+    with pytest.raises(ConfigurationError, match="master_name"):
+        broker_for(url)
+    assert isinstance(broker_for(url, options={"master_name": "mymaster"}), RedisBroker)
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"priority_steps": []},
+        {"priority_steps": [3, 0]},
+        {"priority_steps": "x"},
+        {"priority_order": "lowest"},
+    ],
+)
+def test_a_redis_option_that_cannot_work_is_named(options: dict[str, object]) -> None:
+    (name,) = options
+    with pytest.raises(ConfigurationError, match=name):
+        broker_for("redis://localhost", options=options)
 
 
 async def test_memory_brokers_share_by_name() -> None:

@@ -1,0 +1,147 @@
+-- Takes messages from the lists of several queues, each under a lease, in one step.
+--
+-- ARGV  4 base of the tags   5 seconds of the lease   6 how many at most   7 turn, which rotates the queues
+--       8 number of queues   9 number of steps
+--       then the queues, what ends their entries in `unacked`, and the steps in the order of reading
+--       then for each receive whose reply was lost: its base, and how many it asked for
+--
+-- Returns  time, time of the next due message or '', {number of queue, number of step, how many, ...}, {envelope, ...}
+
+local base, lease, limit, turn = ARGV[4], tonumber(ARGV[5]), tonumber(ARGV[6]), tonumber(ARGV[7])
+local queue_count, step_count = tonumber(ARGV[8]), tonumber(ARGV[9])
+local endings = 9 + queue_count
+local steps = endings + queue_count
+local lost = steps + step_count
+
+local now = time()
+if call('EXISTS', PREFIX .. 'celeriac:void:' .. base) == 1 then
+  return { text_of(now), '', {}, {} } -- whoever asked has given up, and taken everything back
+end
+
+-- Nobody has heard of what a lost reply gave away. It is taken back, and if that receive is still on its way, through
+-- a network or a server that was stopped, it will find itself void.
+for i = lost + 1, #ARGV, 2 do
+  call('SET', PREFIX .. 'celeriac:void:' .. ARGV[i], '1', 'EX', 86400)
+  local found, candidates = {}, {}
+  for number = 1, tonumber(ARGV[i + 1]) do
+    for step = 1, step_count do
+      table.insert(candidates, ARGV[i] .. string.format('.%04d~', number) .. ARGV[steps + step])
+    end
+  end
+  for first = 1, #candidates, 1000 do
+    local last = math.min(first + 999, #candidates)
+    local scores = call('ZMSCORE', LEASES, unpack(candidates, first, last))
+    for n = first, last do
+      if scores[n - first + 1] then
+        table.insert(found, candidates[n])
+      end
+    end
+  end
+  restore(found, true)
+end
+
+local next_due = tend(now)
+
+-- How many each of these queues gives, so that all give the same as far as they have it.
+local function shares(lengths, left)
+  local open, quotas = {}, {}
+  for queue in pairs(lengths) do
+    table.insert(open, queue)
+    quotas[queue] = 0
+  end
+  table.sort(open)
+  for _ = 1, #open > 0 and turn % #open or 0 do
+    table.insert(open, table.remove(open, 1))
+  end
+  while left > 0 and #open > 0 do
+    local share = math.max(1, math.floor(left / #open))
+    local still_open = {}
+    for _, queue in ipairs(open) do
+      local more = math.min(share, left, lengths[queue] - quotas[queue])
+      quotas[queue] = quotas[queue] + more
+      left = left - more
+      if quotas[queue] < lengths[queue] then
+        table.insert(still_open, queue)
+      end
+    end
+    open = still_open
+  end
+  return quotas
+end
+
+-- Whether stock workers, who decode what they restore, can decode this. What begins as kombu's and ours do is taken for
+-- sound; others are looked at, because a stock worker that cannot decode one entry restores none.
+local function is_sound(text)
+  local begins = string.sub(text, 1, 10) == '{"body": "' or string.sub(text, 1, #MARK) == MARK
+  if begins and string.sub(text, -1) == '}' then
+    return true
+  end
+  return string.sub(text, 1, 2) == '{"' and pcall(cjson.decode, text)
+end
+
+local groups, taken = {}, {}
+local held, begun, leased = {}, {}, {}
+
+local function take(queue, step, count)
+  local texts = count > 0 and call('RPOP', list_of(ARGV[9 + queue], ARGV[steps + step]), count)
+  if not texts then
+    return
+  end
+  table.insert(groups, queue)
+  table.insert(groups, step)
+  table.insert(groups, #texts)
+  local suffix, ending = '~' .. ARGV[steps + step], ARGV[endings + queue]
+  for _, text in ipairs(texts) do
+    local number = #taken + 1
+    taken[number] = text
+    local tag = base .. string.format('.%04d', number) .. suffix
+    local count_before, rest = parse(text)
+    held[2 * number - 1] = tag
+    if rest then
+      held[2 * number] = '[' .. MARK .. ((count_before or 0) + 1) .. ', ' .. rest .. ending
+    else
+      held[2 * number] = '[' .. text .. ending
+    end
+    leased[2 * number - 1], leased[2 * number] = now + lease, tag
+    if is_sound(text) then
+      table.insert(begun, now)
+      table.insert(begun, tag)
+    end
+  end
+end
+
+for step = 1, step_count do
+  local left = limit - #taken
+  if left <= 0 then
+    break
+  end
+  if queue_count == 1 then
+    take(1, step, left)
+  else
+    local lengths = {}
+    for queue = 1, queue_count do
+      local length = call('LLEN', list_of(ARGV[9 + queue], ARGV[steps + step]))
+      if length > 0 then
+        lengths[queue] = length
+      end
+    end
+    local quotas = shares(lengths, left)
+    for queue = 1, queue_count do
+      take(queue, step, quotas[queue] or 0)
+    end
+  end
+end
+
+local function in_chunks(command, key, values)
+  for first = 1, #values, 2000 do
+    call(command, key, unpack(values, first, math.min(first + 1999, #values)))
+  end
+end
+
+if #taken > 0 then
+  in_chunks('HSET', UNACKED, held)
+  in_chunks('ZADD', LEASES, leased)
+  in_chunks('ZADD', INDEX, begun)
+  next_due = earlier(next_due, now + lease)
+end
+return { text_of(now), text_of(next_due), groups, taken }
