@@ -78,7 +78,7 @@ async def test_a_relative_path_is_the_folder_of_the_start(
 @pytest.mark.parametrize(
     ("url", "sentence"),
     [
-        ("redis://localhost", "no broker for 'redis' URLs"),
+        ("amqp://localhost", "no broker for 'amqp' URLs"),
         ("", "no broker"),
         ("celery.db", "no broker"),
         ("sqlite://", "names no file"),
