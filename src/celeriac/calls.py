@@ -20,7 +20,7 @@ from celery.utils.saferepr import saferepr
 
 from celeriac.brokers.base import Publication
 from celeriac.compat import current_execution
-from celeriac.protocol.codec import dumps
+from celeriac.protocol.codec import dumps, dumps_list
 from celeriac.protocol.message import TaskMessageBuilder
 from celeriac.stores.records import Transition
 
@@ -171,7 +171,7 @@ class CallBuilder:
         root_id, parent_id, priority = self._inherit(
             take("root_id", None), take("parent_id", None), take("priority", None)
         )
-        args_json = dumps(args) if args else "[]"
+        args_json = dumps_list(args) if args else "[]"
         kwargs_json = dumps(kwargs) if kwargs else "{}"
         owner = eta = due = expires = expires_at = group_id = None
         embed, retries, more = _NO_EMBED, 0, options

@@ -161,6 +161,7 @@ def signal_before(call: Call) -> None:
     """Send Celery's ``before_task_publish``; its receivers may still change headers and properties."""
     if signals.before_task_publish.receivers:
         message = call.publication.message
+        message.headers_json = None  # the receivers may change the headers
         signals.before_task_publish.send(
             sender=call.name,
             body=call.body,

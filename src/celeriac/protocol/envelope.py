@@ -7,11 +7,12 @@ The same keys in the same order as ``kombu.Producer`` and ``kombu.transport.virt
 from __future__ import annotations
 
 from binascii import a2b_base64, b2a_base64
+from collections.abc import Mapping
 from types import NoneType
 from typing import Any
 
 from celeriac.errors import MalformedMessage
-from celeriac.protocol.codec import dumps, loads
+from celeriac.protocol.codec import dumps, loads, text_json
 from celeriac.protocol.excerpts import excerpt, reason
 from celeriac.protocol.message import Message
 
@@ -19,6 +20,8 @@ __all__ = ["decode", "encode"]
 
 # What the channel sets itself, after all the other properties and in this order.
 _CHANNEL_PROPERTIES = frozenset(["delivery_info", "priority", "body_encoding", "delivery_tag"])
+
+_USUAL_PROPERTIES = ("correlation_id", "reply_to", "delivery_mode")
 
 
 def encode(message: Message, *, exchange: str, routing_key: str, delivery_tag: str, priority: int = 0) -> str:
@@ -35,29 +38,43 @@ def encode(message: Message, *, exchange: str, routing_key: str, delivery_tag: s
     Raises:
         TypeError: A header or property is nothing that kombu's JSON can express.
     """
-    given = message.properties
+    headers = message.headers_json or dumps(message.headers)
+    properties = _properties(message.properties, exchange, routing_key, delivery_tag, priority)
+    # Base64 needs no escapes, so a large body is spared the encoder.
+    body = b2a_base64(message.body, newline=False).decode("ascii")
+    return (
+        f'{{"body": "{body}", "content-encoding": {text_json(message.content_encoding)}, '
+        f'"content-type": {text_json(message.content_type)}, "headers": {headers}, "properties": {properties}}}'
+    )
+
+
+def _properties(
+    given: Mapping[str, Any], exchange: str, routing_key: str, delivery_tag: str, priority: int
+) -> str:
+    if tuple(given) == _USUAL_PROPERTIES:
+        correlation_id, reply_to, delivery_mode = given.values()
+        if type(correlation_id) is type(reply_to) is str and type(delivery_mode) is int:
+            # What nearly every message has, in a third of the encoder's time.
+            return (
+                f'{{"correlation_id": {text_json(correlation_id)}, "reply_to": {text_json(reply_to)}, '
+                f'"delivery_mode": {delivery_mode}, "delivery_info": {{"exchange": {text_json(exchange)}, '
+                f'"routing_key": {text_json(routing_key)}}}, "priority": {priority}, '
+                f'"body_encoding": "base64", "delivery_tag": {text_json(delivery_tag)}}}'
+            )
     delivery_info = {"exchange": exchange, "routing_key": routing_key}
     if not _CHANNEL_PROPERTIES.isdisjoint(given):
         delivery_info = {**(given.get("delivery_info") or {}), **delivery_info}
         priority = priority or given.get("priority") or 0
         given = {name: value for name, value in given.items() if name not in _CHANNEL_PROPERTIES}
-    rest = dumps(
+    return dumps(
         {
-            "content-encoding": message.content_encoding,
-            "content-type": message.content_type,
-            "headers": message.headers,
-            "properties": {
-                **given,
-                "delivery_info": delivery_info,
-                "priority": priority,
-                "body_encoding": "base64",
-                "delivery_tag": delivery_tag,
-            },
+            **given,
+            "delivery_info": delivery_info,
+            "priority": priority,
+            "body_encoding": "base64",
+            "delivery_tag": delivery_tag,
         }
     )
-    # Base64 needs no escapes, so a large body is spared the encoder.
-    body = b2a_base64(message.body, newline=False).decode("ascii")
-    return f'{{"body": "{body}", {rest[1:]}'
 
 
 def decode(envelope: bytes | str) -> Message:

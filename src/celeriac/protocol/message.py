@@ -30,6 +30,8 @@ class Message:
     body: bytes
     content_type: str = "application/json"
     content_encoding: str = "utf-8"
+    #: The headers as JSON, where whoever made the message has them at hand. Who changes the headers clears it.
+    headers_json: str | None = None
 
 
 _NO_EMBED = '{"callbacks": null, "errbacks": null, "chain": null, "chord": null}'
@@ -43,11 +45,13 @@ class TaskMessageBuilder:
         origin: Who publishes, as ``celery.utils.nodenames.anon_nodename`` names a process.
     """
 
-    __slots__ = ("name", "origin")
+    __slots__ = ("_name_json", "_origin_json", "name", "origin")
 
     def __init__(self, name: str, *, origin: str) -> None:
         self.name = name
         self.origin = origin
+        self._name_json = codec.text_json(name)
+        self._origin_json = codec.text_json(origin)
 
     def build(
         self,
@@ -129,12 +133,37 @@ class TaskMessageBuilder:
             "stamped_headers": stamped_headers,
             "stamps": stamps or {},
         }
+        headers_json = None
         if headers:
             all_headers.update(headers)
+        elif not (stamps or replaced_task_nesting) and all(
+            value is None
+            for value in (time_limit, soft_time_limit, stamped_headers, group_id, group_index, shadow)
+        ):
+            headers_json = self._plain_headers(all_headers)
         body = _body(args_json, kwargs_json, callbacks, errbacks, chain, chord)
         return Message(
-            all_headers, _properties(task_id, reply_to, properties, delivery_mode, expiration, priority), body
+            all_headers,
+            _properties(task_id, reply_to, properties, delivery_mode, expiration, priority),
+            body,
+            headers_json=headers_json,
         )
+
+    def _plain_headers(self, headers: Mapping[str, Any]) -> str:
+        """What ``json.dumps`` makes of the headers of a call that leaves most of them alone, in a third of the time."""
+        text = codec.text_json
+        return (
+            f'{{"lang": "py", "task": {self._name_json}, "id": {text(headers["id"])}, "shadow": null, '
+            f'"eta": {text(headers["eta"])}, "expires": {text(headers["expires"])}, '
+            f'"group": null, "group_index": null, "retries": {headers["retries"]}, "timelimit": [null, null], '
+            f'"root_id": {text(headers["root_id"])}, "parent_id": {text(headers["parent_id"])}, '
+            f'"argsrepr": {text(headers["argsrepr"])}, "kwargsrepr": {text(headers["kwargsrepr"])}, '
+            f'"origin": {self._origin_json}, "ignore_result": {_TRUTH[headers["ignore_result"]]}, '
+            f'"replaced_task_nesting": 0, "stamped_headers": null, "stamps": {{}}}}'
+        )
+
+
+_TRUTH = {True: "true", False: "false", None: "null"}
 
 
 def _body(args_json: str, kwargs_json: str, callbacks: Any, errbacks: Any, chain: Any, chord: Any) -> bytes:
