@@ -16,13 +16,16 @@ from typing import TYPE_CHECKING, Any, ClassVar
 
 from celeriac.errors import BrokerUnavailable
 from celeriac.redis.scripts import Script
-from celeriac.redis.server import Server
+from celeriac.redis.server import Server, transport_of
 from celeriac.redis.trouble import again, unavailable
 
 if TYPE_CHECKING:
     from redis.asyncio.connection import AbstractConnection
 
 __all__ = ["Link"]
+
+#: How often a connection is looked at within the time that a reply may take: the more, the sooner silence is noticed.
+_LOOKS = 5
 
 Command = tuple[Any, ...]
 _Sent = tuple[Command, "asyncio.Future[Any]"]
@@ -45,9 +48,11 @@ class Link:
         self._work = asyncio.Event()
         self._pending: deque[asyncio.Future[Any]] = deque()
         self._connection: AbstractConnection | None = None
+        self._transport: asyncio.WriteTransport | None = None
         self._writer: asyncio.Task[None] | None = None
         self._reader: asyncio.Task[None] | None = None
         self._watchdog: asyncio.TimerHandle | None = None
+        self._silent = 0
         self._replies = 0
         self._lost: set[asyncio.Task[None]] = set()
 
@@ -73,16 +78,16 @@ class Link:
         self._users -= 1
         if self._users > 0 or self._writer is None:
             return
+        # All of this before anything is awaited: whoever opens it again meanwhile finds it as it was at first.
         writer, self._writer = self._writer, None
-        writer.cancel()
-        await asyncio.wait([writer])
+        self._work = asyncio.Event()
         error = BrokerUnavailable(f"The connection to {self.server} was closed.")
         self._fail([future for _, future in self._outbox], error)
         self._outbox = []
         if self._connection is not None:
             self._drop(self._connection, error)
-        while self._lost:
-            await asyncio.wait(self._lost)
+        writer.cancel()
+        await asyncio.wait([writer, *self._lost])
 
     def send(self, *command: Any) -> asyncio.Future[Any]:
         """Send a command; the future has its reply. Cancelled before it was written, it is not sent at all."""
@@ -130,9 +135,10 @@ class Link:
     # -- out -----------------------------------------------------------------------------------------------------
 
     async def _write(self) -> None:
+        work = self._work
         while True:
-            await self._work.wait()
-            self._work.clear()
+            await work.wait()
+            work.clear()
             try:
                 connection = self._connection or await self._connect()
             except Exception as exc:  # noqa: BLE001 - it belongs to those who have sent something
@@ -167,6 +173,7 @@ class Link:
     async def _connect(self) -> AbstractConnection:
         connection = await self.server.connect()
         self._connection = connection
+        self._transport = transport_of(connection)
         self._reader = asyncio.get_running_loop().create_task(self._read(connection))
         return connection
 
@@ -196,18 +203,23 @@ class Link:
     def _watch(self) -> None:
         """Drop the connection when no reply has come for too long while some were due."""
         if self._watchdog is None and self._pending:
-            self._watchdog = asyncio.get_running_loop().call_later(
-                self.server.reply_timeout, self._check, self._replies, self._connection
-            )
+            self._silent = 0
+            self._look_later()
 
-    def _check(self, replies: int, connection: AbstractConnection | None) -> None:
+    def _look_later(self) -> None:
+        self._watchdog = asyncio.get_running_loop().call_later(
+            self.server.reply_timeout / _LOOKS, self._look, self._replies, self._connection
+        )
+
+    def _look(self, replies: int, connection: AbstractConnection | None) -> None:
         self._watchdog = None
-        if not self._pending or connection is None:
+        if not self._pending or connection is None or connection is not self._connection:
             return
-        if connection is self._connection and replies == self._replies:
-            self._drop(connection, self._describe(TimeoutError()))
+        self._silent = self._silent + 1 if replies == self._replies else 0
+        if self._silent < _LOOKS:
+            self._look_later()
         else:
-            self._watch()
+            self._drop(connection, self._describe(TimeoutError()))
 
     # -- trouble -------------------------------------------------------------------------------------------------
 
@@ -225,6 +237,10 @@ class Link:
         lost = list(self._pending)
         self._pending.clear()
         self._fail(lost, error)
+        if self._transport is not None:
+            # Closing would wait until a silent server has taken what was written.
+            self._transport.abort()
+            self._transport = None
         closing = asyncio.get_running_loop().create_task(_disconnect(connection))
         self._lost.add(closing)
         closing.add_done_callback(self._lost.discard)

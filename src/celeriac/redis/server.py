@@ -16,7 +16,7 @@ from celeriac.redis.sentinels import find_primary
 if TYPE_CHECKING:
     from redis.asyncio.connection import AbstractConnection
 
-__all__ = ["REPLY_TIMEOUT", "SCHEMES", "Server"]
+__all__ = ["REPLY_TIMEOUT", "SCHEMES", "Server", "transport_of"]
 
 #: Schemes of URLs that mean a Redis server. Valkey speaks the same protocol.
 SCHEMES = frozenset({"redis", "rediss", "valkey", "valkeys", "unix", "redis+socket", "socket", "sentinel"})
@@ -168,6 +168,12 @@ class Server:
         timeouts = {"socket_timeout": self.connect_timeout, "socket_connect_timeout": self.connect_timeout}
         options = {**timeouts, **_unannounced(), **dict(self.sentinel_kwargs)}
         return await find_primary(self.address, name, self.min_other_sentinels, options)
+
+
+def transport_of(connection: AbstractConnection) -> asyncio.WriteTransport | None:
+    """What writes a connection's bytes, for which redis-py has no public name."""
+    writer: asyncio.StreamWriter | None = getattr(connection, "_writer", None)
+    return None if writer is None else writer.transport
 
 
 def _require_driver() -> None:

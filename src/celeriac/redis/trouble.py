@@ -84,6 +84,8 @@ def _code(error: BaseException) -> tuple[str, str]:
     said = str(error) or type(error).__name__
     if isinstance(error.__context__, ssl.SSLCertVerificationError):
         return "CERTIFICATE", said
+    if said == "Authentication required.":
+        return "NOAUTH", said
     for kind, code in known:
         if isinstance(error, kind):
             return code, said
