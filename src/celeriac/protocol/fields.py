@@ -32,6 +32,8 @@ _COUNTS = ("retries", "group_index", "replaced_task_nesting")
 def identifier(headers: Mapping[str, Any], name: str) -> str:
     """The header as text that is not empty: the task's id or its name."""
     value = headers.get(name)
+    if type(value) is str and value and value.isascii():
+        return value
     if value is None:
         raise MalformedMessage(f"The header {name!r} is missing.")
     _check_text(value, "header", name)
@@ -49,10 +51,13 @@ def check_headers(headers: Mapping[str, Any]) -> None:
     """Check the optional headers. Raises MalformedMessage, naming the one of the wrong type."""
     get = headers.get
     for name in _TEXTS:
-        if (value := get(name)) is not None:
+        value = get(name)
+        # What nearly all are is seen here, since a call costs more than the look.
+        if value is not None and not (type(value) is str and value.isascii()):
             _check_text(value, "header", name)
     for name in _COUNTS:
-        if (value := get(name)) is not None:
+        value = get(name)
+        if value is not None and not (type(value) is int and value == 0):
             _check_count(value, "header", name)
     if (ignore_result := get("ignore_result")) is not None and type(ignore_result) is not bool:
         raise MalformedMessage("The header 'ignore_result' is neither true nor false.")
@@ -65,7 +70,8 @@ def check_headers(headers: Mapping[str, Any]) -> None:
 def check_properties(properties: Mapping[str, Any]) -> None:
     """Check the properties that a task sees. Raises MalformedMessage, naming the one of the wrong type."""
     for name in ("correlation_id", "reply_to"):
-        if (value := properties.get(name)) is not None:
+        value = properties.get(name)
+        if value is not None and not (type(value) is str and value.isascii()):
             _check_text(value, "property", name)
     if (priority := properties.get("priority")) is not None:
         _check_count(priority, "property", "priority")
