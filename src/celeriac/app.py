@@ -20,6 +20,7 @@ from celeriac.calls import Call, NotNative
 from celeriac.connection import Connection, Connections
 from celeriac.errors import ConfigurationError, PublishTimeout
 from celeriac.handle import TaskHandle
+from celeriac.redis.urls import celery_url
 from celeriac.stores.base import Store
 from celeriac.stores.records import TaskRecord, Transition
 from celeriac.task import BoundTaskDecorator, Task, TaskDecorator
@@ -54,8 +55,11 @@ class Celery(celery.Celery):  # type: ignore[misc]
     def _load_config(self) -> Any:
         conf = super()._load_config()
         compat.set_defaults(conf, config.CELERY_DEFAULTS | config.OWN_DEFAULTS)
-        broker_url = conf.broker_url
-        defaults: dict[str, Any] = {"result_backend": config.default_backend(broker_url)}
+        broker_url, chosen = conf.broker_url, conf.result_backend
+        defaults: dict[str, Any] = {
+            "result_backend": config.default_backend(broker_url),
+            **config.default_backend_options(conf, chosen or None),
+        }
         if broker_url.startswith("memory:"):
             defaults["broker_transport"] = "celeriac-memory"
         if scheduler := config.default_scheduler(broker_url):
@@ -69,7 +73,13 @@ class Celery(celery.Celery):  # type: ignore[misc]
             own = {"visibility_timeout": settings.lease, "delivery_limit": settings.delivery_limit}
             passed = options.get("transport_options") or {}
             options["transport_options"] = {**own, **settings.transport_options, **passed}
-        return super()._connection(url, **options)
+        return super()._connection(celery_url(url), **options)
+
+    def _get_backend(self) -> Any:
+        # Only for this app: a stock app in the same process keeps Celery's own.
+        loader = self.loader
+        loader.override_backends = {**config.REDIS_BACKENDS, **loader.override_backends}
+        return super()._get_backend()
 
     @cached_property
     def settings(self) -> config.Settings:

@@ -14,17 +14,35 @@ __all__ = [
     "CELERY_DEFAULTS",
     "DEFAULT_BROKER_URL",
     "OWN_DEFAULTS",
+    "REDIS_BACKENDS",
+    "REDIS_SCHEMES",
     "Settings",
     "default_backend",
+    "default_backend_options",
     "default_scheduler",
 ]
 
 #: Without a broker URL everything lives in this file, in the folder where the process was started.
 DEFAULT_BROKER_URL = "sqlite:///celery.db"
 
+#: Schemes of URLs that mean a Redis server.
+REDIS_SCHEMES = frozenset(
+    {"redis", "rediss", "valkey", "valkeys", "unix", "redis+socket", "socket", "sentinel"}
+)
+
+#: Names under which an app finds its result backend in Redis.
+REDIS_BACKENDS = {
+    **dict.fromkeys(
+        ("redis", "rediss", "valkey", "valkeys", "unix", "socket"), "celeriac.backends.redis:RedisBackend"
+    ),
+    "sentinel": "celeriac.backends.redis:SentinelBackend",
+}
+
 #: Celery's settings whose defaults differ, because people who enqueue from a request expect that the task runs.
 CELERY_DEFAULTS: dict[str, Any] = {
     "broker_url": DEFAULT_BROKER_URL,
+    # For ever: a worker that gave up would not be there when its broker returns.
+    "broker_connection_max_retries": None,
     "broker_connection_retry_on_startup": True,
     "result_extended": True,
     "task_acks_late": True,
@@ -64,7 +82,25 @@ OWN_DEFAULTS: dict[str, Any] = {
 def default_backend(broker_url: str) -> str | None:
     """The result backend that goes with a broker: the same place where records can live, else none."""
     scheme = broker_url.partition(":")[0]
-    return broker_url if scheme in {"sqlite", "memory"} else None
+    return broker_url if scheme in {"sqlite", "memory"} or scheme in REDIS_SCHEMES else None
+
+
+def default_backend_options(conf: Any, chosen: str | None) -> dict[str, Any]:
+    """Settings of the result backend that follow the broker's where both are one Redis server: how to get there.
+
+    ``chosen`` is the result backend that the user has set, if any. A ``global_keyprefix`` follows only where there is
+    none: stock processes, which were told of the result backend as well, have no prefix there.
+    """
+    broker_url = conf.broker_url
+    if broker_url.partition(":")[0] not in REDIS_SCHEMES or chosen not in (None, broker_url):
+        return {}
+    options = dict(conf.broker_transport_options or {})
+    if chosen is not None:
+        options.pop("global_keyprefix", None)
+    ssl = conf.broker_use_ssl
+    if ssl and not isinstance(ssl, Mapping):
+        ssl = {"ssl_cert_reqs": "required"}
+    return {"result_backend_transport_options": options, "redis_backend_use_ssl": ssl}
 
 
 def default_scheduler(broker_url: str) -> str | None:
@@ -89,12 +125,16 @@ class Settings:
     result_expires: float | None
     beat_lease: float
     validate_arguments: bool
+    connection_retry: bool
+    connection_retry_on_startup: bool
+    connection_max_retries: int | None
     transport_options: Mapping[str, Any]
+    result_transport_options: Mapping[str, Any]
 
     @classmethod
     def from_conf(cls, conf: Any) -> Settings:
         """Read them from a Celery configuration. Raises ConfigurationError with the setting's name."""
-        options = dict(conf.broker_transport_options or {})
+        options = _with_ssl(conf.broker_transport_options, conf.broker_use_ssl)
         expires = conf.result_expires
         if isinstance(expires, timedelta):
             expires = expires.total_seconds()
@@ -115,8 +155,31 @@ class Settings:
             result_expires=float(expires) if expires else None,
             beat_lease=_number("celeriac_beat_lease", conf.celeriac_beat_lease, minimum=0.5),
             validate_arguments=bool(conf.celeriac_validate_arguments),
+            connection_retry=bool(conf.broker_connection_retry),
+            connection_retry_on_startup=bool(conf.broker_connection_retry_on_startup),
+            # Celery takes 0 for "no limit", too.
+            connection_max_retries=conf.broker_connection_max_retries or None,
             transport_options=options,
+            result_transport_options=_result_options(conf),
         )
+
+
+def _with_ssl(options: Mapping[str, Any] | None, ssl: Any) -> dict[str, Any]:
+    return {**({"ssl": ssl} if ssl else {}), **(options or {})}
+
+
+def _result_options(conf: Any) -> dict[str, Any]:
+    """How to reach the result backend: its transport options, and what Celery has settings of their own for."""
+    named = {
+        "username": conf.get("redis_username"),
+        "password": conf.get("redis_password"),
+        "client_name": conf.get("redis_client_name"),
+        "credential_provider": conf.get("redis_backend_credential_provider"),
+        "health_check_interval": conf.get("redis_backend_health_check_interval"),
+        "socket_connect_timeout": conf.get("redis_socket_connect_timeout"),
+    }
+    options = _with_ssl(conf.result_backend_transport_options, conf.redis_backend_use_ssl)
+    return {name: value for name, value in named.items() if value} | options
 
 
 def _number(name: str, value: Any, minimum: float = 0.0) -> float:

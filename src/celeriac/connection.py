@@ -88,7 +88,11 @@ class Connections:
         # In a thread: reading the configuration imports modules.
         settings = await asyncio.to_thread(self._load)
         broker = self.make_broker()
-        store = store_for(settings.result_backend or "disabled://", expires=settings.result_expires)
+        store = store_for(
+            settings.result_backend or "disabled://",
+            expires=settings.result_expires,
+            options=settings.result_transport_options,
+        )
         await broker.open()
         try:
             await store.open()

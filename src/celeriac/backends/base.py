@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import time
 from abc import abstractmethod
-from collections.abc import Callable, Collection, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from typing import Any
 
 from celery import states
@@ -13,33 +13,17 @@ from celery.backends.base import BaseBackend
 from celery.exceptions import TimeoutError as CeleryTimeoutError
 from celery.result import result_from_tuple
 
-from celeriac.errors import ConfigurationError
-from celeriac.stores.records import Transition
+from celeriac.backends.recording import RecordingBackend
 from celeriac.stores.rows import Row
 
 __all__ = ["RecordBackend"]
 
 
-class RecordBackend(BaseBackend):  # type: ignore[misc]
+class RecordBackend(RecordingBackend, BaseBackend):  # type: ignore[misc]
     """Keeps Celery's promises over the records that the asyncio side of the app reads and writes, too.
 
     Semantics are those of Celery's result backends: an unknown id is ``PENDING``, a ``SUCCESS`` is final.
     """
-
-    def __init__(self, *args: Any, **options: Any) -> None:
-        super().__init__(*args, **options)
-        if self.content_type != "application/json":
-            raise ConfigurationError(
-                f"result_serializer is {self.serializer!r}, but celeriac keeps results as JSON. Remove the setting."
-            )
-
-    @abstractmethod
-    def record_published(self, transitions: Sequence[Transition]) -> None:
-        """Apply transitions, for synchronous code that publishes. Raises StoreUnavailable."""
-
-    @abstractmethod
-    def request_cancel(self, task_ids: Sequence[str], *, running: bool = True) -> Collection[str]:
-        """Mark tasks as cancelled, those that run only with ``running``. Returns which. Raises StoreUnavailable."""
 
     @abstractmethod
     def _row(self, task_id: str) -> Row | None:
@@ -56,44 +40,6 @@ class RecordBackend(BaseBackend):  # type: ignore[misc]
     @abstractmethod
     def _read_group(self, group_id: str) -> str | None:
         """What a group consists of."""
-
-    def _text(self, value: Any) -> str:
-        encoded = self.encode(value)
-        return encoded.decode() if isinstance(encoded, bytes) else str(encoded)
-
-    def _store_result(
-        self,
-        task_id: str,
-        result: Any,
-        state: str,
-        traceback: Any = None,
-        request: Any = None,
-        **_options: Any,
-    ) -> None:
-        step = Transition(
-            task_id=task_id,
-            state=state,
-            at=time.time(),
-            result=self._text(result),
-            traceback=None if traceback is None else str(traceback),
-            **({} if request is None else self._facts(request)),
-        )
-        self.record_published([step])
-
-    def _facts(self, request: Any) -> dict[str, Any]:
-        """What a worker's request tells of its task."""
-        facts: dict[str, Any] = {
-            "name": getattr(request, "task", None),
-            "root_id": getattr(request, "root_id", None),
-            "parent_id": getattr(request, "parent_id", None),
-            "group_id": getattr(request, "group", None),
-            "worker": getattr(request, "hostname", None),
-            "retries": getattr(request, "retries", None),
-            "queue": (getattr(request, "delivery_info", None) or {}).get("routing_key"),
-        }
-        values = {name: getattr(request, name, None) for name in ("args", "kwargs")}
-        values["children"] = self.current_task_children(request) or None
-        return facts | {name: self._text(value) for name, value in values.items() if value is not None}
 
     def _get_task_meta_for(self, task_id: str) -> dict[str, Any]:
         row = self._row(task_id)

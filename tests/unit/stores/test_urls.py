@@ -28,7 +28,7 @@ def test_memory() -> None:
 
 
 @pytest.mark.parametrize(
-    "url", ["redis://localhost/0", "db+postgresql://localhost/x", "rpc://", "nonsense", ""]
+    "url", ["mongodb://localhost/0", "db+postgresql://localhost/x", "rpc://", "nonsense", ""]
 )
 def test_what_is_not_supported_is_said(url: str) -> None:
     with pytest.raises(ConfigurationError, match="Supported are sqlite:///"):

@@ -1,0 +1,140 @@
+"""``result_backend = "redis://…"``: Celery's Redis backends, over celeriac's records."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Collection, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from typing import Any
+
+from celery.backends import redis as stock
+from kombu.utils.encoding import bytes_to_str
+from kombu.utils.objects import cached_property
+
+from celeriac.backends.recording import RecordingBackend
+from celeriac.errors import StoreUnavailable
+from celeriac.redis.scripts import Script
+from celeriac.redis.server import REPLY_TIMEOUT, Server
+from celeriac.redis.trouble import unavailable
+from celeriac.redis.urls import celery_url
+from celeriac.stores import redis_layout as layout
+from celeriac.stores.records import Transition
+
+__all__ = ["RedisBackend", "SentinelBackend"]
+
+#: What one script of a clean-up deletes, and looks at, at most.
+_TRIM_RECORDS, _TRIM_LOOKS = 250, 0
+
+
+class _RecordingRedisBackend(RecordingBackend):
+    """What both backends do in their own way."""
+
+    #: Results are put together as texts, by whoever writes them.
+    supports_result_compression = False
+
+    def __init__(self, *args: Any, url: str | None = None, **options: Any) -> None:
+        super().__init__(*args, url=None if url is None else _stock_url(url, options["app"]), **options)
+        transport_options = self.app.conf.result_backend_transport_options or {}
+        self._prefix = layout.key_prefix(transport_options)
+        self._server = Server.from_url(self.url or "redis://", transport_options)
+
+    def record_published(self, transitions: Sequence[Transition]) -> None:
+        """Apply transitions, for synchronous code that publishes. Raises StoreUnavailable within seconds."""
+        with self._store_errors():
+            self._apply(transitions)
+
+    def _store_result(self, *args: Any, **options: Any) -> None:
+        # A worker's result is worth more patience than a publisher's record: Celery's own, by ``retry_policy``.
+        step = self._step(*args, **options)
+        with self._store_errors():
+            self.ensure(self._apply, ([step],))
+
+    def request_cancel(self, task_ids: Sequence[str], *, running: bool = True) -> Collection[str]:
+        """Mark tasks as cancelled, those that run only with ``running``. Returns which. Raises StoreUnavailable."""
+        if not task_ids:
+            return set()
+        seconds = self._kept
+        arguments = layout.cancel_arguments(self._prefix, seconds, task_ids, time.time(), running=running)
+        with self._store_errors():
+            return {bytes_to_str(task_id) for task_id in self._run(layout.CANCEL, arguments)}
+
+    def on_task_call(self, producer: Any, task_id: str) -> None:
+        """Nothing: ``get`` listens when it is called, and reads what it may have missed."""
+
+    def _forget(self, task_id: str) -> None:
+        with self._store_errors():
+            self._run(layout.FORGET, [self._prefix, task_id])
+
+    def cleanup(self) -> None:
+        """Delete what has expired."""
+        if self._kept is None:
+            return
+        with self._store_errors():
+            removed = _TRIM_RECORDS
+            while removed == _TRIM_RECORDS:
+                before = f"{time.time() - self._kept:.6f}"
+                arguments = [self._prefix, before, _TRIM_RECORDS, _TRIM_LOOKS]
+                removed, *_ = self._run(layout.TRIM, arguments)
+
+    @property
+    def _kept(self) -> float | None:
+        return float(self.expires) if self.expires else None
+
+    def _apply(self, transitions: Sequence[Transition]) -> None:
+        self._run(layout.TRANSITION, layout.transition_arguments(self._prefix, self._kept, transitions))
+
+    def _run(self, script: Script, arguments: Sequence[Any]) -> Any:
+        from redis.exceptions import NoScriptError
+
+        try:
+            return self._recorder.evalsha(script.sha, 0, *arguments)
+        except NoScriptError:
+            return self._recorder.eval(script.text, 0, *arguments)
+
+    @cached_property
+    def _recorder(self) -> Any:
+        """A client that gives up soon, and leaves it to its caller whether to try again."""
+        from redis.backoff import NoBackoff
+        from redis.retry import Retry
+
+        parameters = {**self.connparams, "retry": Retry(NoBackoff(), 0)}
+        for name in ("socket_timeout", "socket_connect_timeout"):
+            if name in parameters:
+                parameters[name] = min(parameters[name] or REPLY_TIMEOUT, REPLY_TIMEOUT)
+        return self._create_client(**parameters)
+
+    @contextmanager
+    def _store_errors(self) -> Iterator[None]:
+        from redis.exceptions import RedisError
+
+        try:
+            yield
+        except (RedisError, OSError) as exc:
+            trouble = unavailable(exc, self._server)
+            error = StoreUnavailable(str(trouble))
+            error.permanent = trouble.permanent
+            raise error from exc
+
+
+class RedisBackend(_RecordingRedisBackend, stock.RedisBackend):  # type: ignore[misc]
+    """Celery's Redis backend, which also keeps events, attempts, lists and cancel marks.
+
+    It reads as Celery's does, and writes as the asyncio store does, with the same scripts and under the same keys.
+    """
+
+
+class SentinelBackend(_RecordingRedisBackend, stock.SentinelBackend):  # type: ignore[misc]
+    """The same for a group of servers that sentinels watch."""
+
+
+def _stock_url(url: str, app: Any) -> str:
+    """The URL as Celery's backend takes it."""
+    url = celery_url(url).removeprefix("redis+")
+    asked = (
+        isinstance(app.conf.redis_backend_use_ssl, Mapping)
+        and "ssl_cert_reqs" in app.conf.redis_backend_use_ssl
+    )
+    if url.startswith("rediss:") and "ssl_cert_reqs" not in url and not asked:
+        # Celery wants it to be said; what is safe goes without saying.
+        return f"{url}{'&' if '?' in url else '?'}ssl_cert_reqs=required"
+    return url
