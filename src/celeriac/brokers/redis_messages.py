@@ -20,8 +20,8 @@ __all__ = ["Batch", "Tags", "dead_letter", "deliveries", "draft_batch", "settle_
 _MARK = b'{"celeriac-deliveries": '
 _DELAYED = b"0"
 
-#: How the header begins when it is not null, as kombu writes it and as terser encoders do.
-_ETA = (b'"eta": "', b'"eta":"')
+_ETA = b'"eta":'
+_NONE = (b" null", b"null")  # as kombu writes it, and as terser encoders do
 
 _ACTIONS = {
     Action.ACKNOWLEDGE: "gone",
@@ -127,17 +127,16 @@ def deliveries(
     early: list[tuple[int, float]] = []
     rest = iter(texts)
     place = 0
-    padded, terse = _ETA
-    for at in range(0, len(groups), 3):
-        queue, count = queues[groups[at] - 1], groups[at + 2]
-        ends = tags.ends(groups[at + 1] - 1, place + count)
+    eta_length = len(_ETA)
+    for group in range(0, len(groups), 3):
+        queue, count = queues[groups[group] - 1], groups[group + 2]
+        ends = tags.ends(groups[group + 1] - 1, place + count)
         for text in islice(rest, count):
-            number = 1
+            number, delayed = 1, False
             if text.startswith(_MARK):
                 number, text, delayed = _unmarked(text)
-            else:
-                delayed = False
-            if (padded in text or terse in text) and not delayed:
+            at = text.find(_ETA)
+            if at > 0 and not delayed and not text.startswith(_NONE, at + eta_length):
                 eta = _eta(text)
                 if eta is not None:
                     early.append((place, eta))

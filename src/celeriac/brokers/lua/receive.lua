@@ -69,21 +69,21 @@ local function shares(lengths, left)
   return quotas
 end
 
--- Whether stock workers, who decode what they restore, can decode this. What begins as kombu's and ours do is taken for
--- sound; others are looked at, because a stock worker that cannot decode one entry restores none.
-local function is_sound(text)
-  local begins = string.sub(text, 1, 10) == '{"body": "' or string.sub(text, 1, #MARK) == MARK
-  if begins and string.sub(text, -1) == '}' then
+-- Whether stock workers, who decode what they restore, can decode this. What begins and ends as kombu's and ours do is
+-- taken for sound; others are looked at, because a stock worker that cannot decode one entry restores none.
+local function is_sound(text, begins_well)
+  if begins_well and string.byte(text, -1) == 125 then
     return true
   end
   return string.sub(text, 1, 2) == '{"' and pcall(cjson.decode, text)
 end
 
-local groups, taken = {}, {}
-local held, begun, leased = {}, {}, {}
+local groups, taken, count = {}, {}, 0
+local tags, held, sound = {}, {}, {}
+local FIRST, AGAIN = '[' .. MARK .. '1, ', '[' .. MARK
 
-local function take(queue, step, count)
-  local texts = count > 0 and call('RPOP', list_of(ARGV[9 + queue], ARGV[steps + step]), count)
+local function take(queue, step, quota)
+  local texts = quota > 0 and call('RPOP', list_of(ARGV[9 + queue], ARGV[steps + step]), quota)
   if not texts then
     return
   end
@@ -92,26 +92,23 @@ local function take(queue, step, count)
   table.insert(groups, #texts)
   local suffix, ending = '~' .. ARGV[steps + step], ARGV[endings + queue]
   for _, text in ipairs(texts) do
-    local number = #taken + 1
-    taken[number] = text
-    local tag = base .. string.format('.%04d', number) .. suffix
-    local count_before, rest = parse(text)
-    held[2 * number - 1] = tag
-    if rest then
-      held[2 * number] = '[' .. MARK .. ((count_before or 0) + 1) .. ', ' .. rest .. ending
+    count = count + 1
+    taken[count] = text
+    tags[count] = base .. string.format('.%04d', count) .. suffix
+    held[2 * count - 1] = tags[count]
+    if string.sub(text, 1, 10) == '{"body": "' then
+      held[2 * count] = FIRST .. string.sub(text, 2) .. ending
+      sound[count] = is_sound(text, true)
     else
-      held[2 * number] = '[' .. text .. ending
-    end
-    leased[2 * number - 1], leased[2 * number] = now + lease, tag
-    if is_sound(text) then
-      table.insert(begun, now)
-      table.insert(begun, tag)
+      local before, rest = parse(text)
+      sound[count] = is_sound(text, before)
+      held[2 * count] = rest and AGAIN .. ((before or 0) + 1) .. ', ' .. rest .. ending or '[' .. text .. ending
     end
   end
 end
 
 for step = 1, step_count do
-  local left = limit - #taken
+  local left = limit - count
   if left <= 0 then
     break
   end
@@ -138,8 +135,19 @@ local function in_chunks(command, key, values)
   end
 end
 
-if #taken > 0 then
+if count > 0 then
   in_chunks('HSET', UNACKED, held)
+  -- From the last to the first: a sorted set that is small is a list, and each finds its place at the head of it.
+  local begins, ends = text_of(now), text_of(now + lease)
+  local begun, leased = {}, {}
+  for number = count, 1, -1 do
+    leased[#leased + 1] = ends
+    leased[#leased + 1] = tags[number]
+    if sound[number] then
+      begun[#begun + 1] = begins
+      begun[#begun + 1] = tags[number]
+    end
+  end
   in_chunks('ZADD', LEASES, leased)
   in_chunks('ZADD', INDEX, begun)
   next_due = earlier(next_due, now + lease)
