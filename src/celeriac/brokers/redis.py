@@ -38,6 +38,12 @@ _REPLAY = script("replay")
 _SETTLE = script("settle")
 _SIZE = script("size")
 
+#: Receives without a reply that are taken back by name; the rest comes back when its lease ends.
+_MOST_LOST = 64
+
+#: Settlements without a reply that are remembered.
+_MOST_UNSURE = 10_000
+
 
 class RedisBroker(Broker):
     """A broker on one Redis server, or on a group of them with sentinels.
@@ -66,9 +72,9 @@ class RedisBroker(Broker):
         self._stock = StockRestorer(self._run, self._layout, options)
         self._name = ""
         self._receives = 0
-        self._lost: list[
-            tuple[str, int]
-        ] = []  # receives whose reply did not come, and how many they asked for
+        # Receives whose reply did not come, and how many they asked for; and what was settled without an answer.
+        self._lost: dict[str, int] = {}
+        self._unsure: set[str] = set()
         self._plans: dict[tuple[str, ...], tuple[Any, ...]] = {}
 
     @property
@@ -120,15 +126,18 @@ class RedisBroker(Broker):
         unique = tuple(dict.fromkeys(queues))
         self._receives += 1
         base = f"{self._name}-{self._receives:x}"
-        lost = self._lost.copy()
+        lost = list(self._lost.items())
         again = [part for each in lost for part in each]
         start = (base, self.lease, max(0, limit), self._receives)
         try:
             reply = await self._run(_RECEIVE, *start, *self._plan(unique), *again)
         except BaseException:
-            self._lost.append((base, limit))
+            # Of a long outage the first are kept, because only those can have reached the server.
+            if len(self._lost) < _MOST_LOST:
+                self._lost[base] = limit
             raise
-        del self._lost[: len(lost)]
+        for name, _ in lost:
+            self._lost.pop(name, None)
         now, next_due = float(reply[0]), float(reply[1]) if reply[1] else None
         found, early = deliveries(reply[2], reply[3], unique, base, self._tags)
         if early:
@@ -173,20 +182,33 @@ class RedisBroker(Broker):
         """End deliveries and publish what comes of them, all in one step. Returns the void tags."""
         if not settlements:
             return ()
-        tags = [
+        try:
+            void = await self._settle(settlements)
+        except BaseException:
+            if len(self._unsure) < _MOST_UNSURE:
+                self._unsure.update(each.tag for each in settlements)
+            raise
+        if not void and not self._unsure:
+            return ()
+        # Settled once without an answer, it is void because it is done.
+        void_tags = {tag.decode() for tag in void} - self._unsure
+        self._unsure.difference_update(each.tag for each in settlements)
+        return void_tags
+
+    async def _settle(self, settlements: Sequence[Settlement]) -> Sequence[bytes]:
+        done = [
             each.tag
             for each in settlements
             if (each.action is Action.ACKNOWLEDGE or each.action is Action.DISCARD) and not each.publications
         ]
-        if len(tags) == len(settlements):
-            void = await self._run(_ACKNOWLEDGE, *dict.fromkeys(tags))
-        else:
-            void = await self._run(_SETTLE, *settle_arguments(settlements, self._layout))
-            dues = [each.due for each in settlements if each.due is not None]
-            dues += [new.due for each in settlements for new in each.publications if new.due is not None]
-            if dues:
-                self._tender.expect(min(dues))
-        return {tag.decode() for tag in void} if void else ()
+        if len(done) == len(settlements):
+            return list(await self._run(_ACKNOWLEDGE, *dict.fromkeys(done)))
+        void = await self._run(_SETTLE, *settle_arguments(settlements, self._layout))
+        dues = [each.due for each in settlements if each.due is not None]
+        dues += [new.due for each in settlements for new in each.publications if new.due is not None]
+        if dues:
+            self._tender.expect(min(dues))
+        return list(void)
 
     async def renew(self, tags: Sequence[str]) -> Collection[str]:
         """Start the leases of these deliveries anew. Returns the void tags."""

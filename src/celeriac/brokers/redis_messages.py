@@ -14,7 +14,7 @@ from celeriac.errors import MalformedMessage
 from celeriac.protocol import envelope, fields
 from celeriac.protocol.settlement import Action
 
-__all__ = ["Batch", "Tags", "dead_letter", "deliveries", "draft_batch", "settle_arguments"]
+__all__ = ["Batch", "Tags", "dead_letter", "deliveries", "draft_batch", "priority_of", "settle_arguments"]
 
 #: What precedes the delivery count in an envelope, and what that count is while nobody has had the message.
 _MARK = b'{"celeriac-deliveries": '
@@ -81,8 +81,16 @@ def _encoded(publication: Publication, layout: Layout, delivery_tag: str) -> tup
         delivery_tag=delivery_tag,
         priority=publication.priority,
     )
-    priority = publication.priority or message.properties.get("priority") or 0
-    return layout.step_of[max(0, min(int(priority), 9))], text
+    given = publication.priority or message.properties.get("priority")
+    return layout.step_of[priority_of(given) if given else 0], text
+
+
+def priority_of(given: Any) -> int:
+    """What kombu makes of a message's priority: 0 to 9."""
+    try:
+        return max(0, min(int(given), 9))
+    except (TypeError, ValueError):
+        return 0
 
 
 def settle_arguments(settlements: Sequence[Settlement], layout: Layout) -> list[Any]:

@@ -14,12 +14,14 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from celeriac.brokers.redis_keys import Layout, script
+from celeriac.brokers.redis_messages import priority_of
 
 __all__ = ["StockRestorer"]
 
 logger = logging.getLogger("celeriac.redis")
 
 _OVERDUE = script("stock_overdue")
+_BINDINGS = script("stock_bindings")
 _RESTORE = script("stock_restore")
 
 #: kombu's default.
@@ -56,7 +58,6 @@ class StockRestorer:
             return
         self._next = now + self._interval
         found = await self._run(_OVERDUE, self._timeout)
-        # Pairs of tag and entry; then for each exchange its bindings.
         for tag, held in zip(found[::2], found[1::2], strict=True):
             await self._restore(tag, held)
 
@@ -64,8 +65,8 @@ class StockRestorer:
         try:
             payload, exchange, routing_key = json.loads(held)
             properties = payload["properties"]
-            step = self._layout.step_of[_priority(properties)]
-        except (ValueError, TypeError, KeyError):
+            step = self._layout.step_of[priority_of(properties.get("priority"))]
+        except (AttributeError, KeyError, TypeError, ValueError):
             logger.error("A message that a stock worker holds cannot be read and stays where it is: %r", tag)
             return
         payload = {_COUNT: int(payload.pop(_COUNT, 0)) + 1, **payload}
@@ -82,17 +83,10 @@ class StockRestorer:
         """The queues that an exchange of kombu's has for a routing key."""
         if not exchange:
             return [routing_key]
-        bindings = await self._run(script("stock_bindings"), exchange)
+        bindings = await self._run(_BINDINGS, exchange)
         found = []
         for binding in bindings:
             key, pattern, queue = binding.decode().split(self._layout.separator)
             if key == routing_key or (pattern and re.match(pattern, routing_key)):
                 found.append(queue)
         return list(dict.fromkeys(found))
-
-
-def _priority(properties: Mapping[str, Any]) -> int:
-    try:
-        return max(0, min(int(properties.get("priority") or 0), 9))
-    except (TypeError, ValueError):
-        return 0

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import math
 import time
 from collections.abc import Callable
 from typing import Any
@@ -39,7 +40,7 @@ class Tender:
     def __init__(self, run: Callable[..., asyncio.Future[Any]]) -> None:
         self._run = run
         self._task: asyncio.Task[None] | None = None
-        self._due = float("inf")
+        self._due = math.inf
         self._sooner = asyncio.Event()
 
     def expect(self, due: float) -> None:
@@ -56,13 +57,13 @@ class Tender:
         if task is not None:
             task.cancel()
             await asyncio.wait([task])
-        self._due = float("inf")
+        self._due = math.inf
 
     async def _tend(self) -> None:
         delay, longest = _BACKOFF
         while True:
             await self._sleep()
-            self._due = float("inf")
+            self._due = math.inf
             try:
                 pause = await self._run(_TEND)
             except BrokerUnavailable as exc:
@@ -71,15 +72,16 @@ class Tender:
                 delay = min(delay * 2, longest)
                 continue
             delay = _BACKOFF[0]
-            if not pause and self._due == float("inf"):
+            if pause:
+                # Without a pause when more is due than one round moves.
+                wanted = float(pause) and max(float(pause), _INTERVAL)
+                self._due = min(self._due, time.time() + wanted)
+            elif self._due == math.inf:
                 self._task = None
                 return
-            if pause:
-                self._due = min(self._due, time.time() + float(pause))
 
     async def _sleep(self) -> None:
         """Until something is due, or ``expect`` knows of something sooner."""
-        await asyncio.sleep(_INTERVAL)
         while (seconds := min(self._due - time.time(), _LONGEST)) > 0:
             self._sooner.clear()
             try:

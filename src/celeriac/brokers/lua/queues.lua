@@ -1,7 +1,8 @@
 -- What every script of the broker begins with: the layout of the keys, and what can happen to a message.
 --
 -- KEYS  1  `unacked`, a hash of kombu's: tag -> [<envelope>, "", "<queue>"], everything that is leased
---       2  `unacked_index`, a sorted set of kombu's: tag -> when the lease began; stock workers restore what is old
+--       2  `unacked_index`, a sorted set of kombu's: tag -> when a stock worker took it, or when our lease ends; stock
+--          workers restore what is older than their visibility timeout, so never what is leased
 --       3  `celeriac:leases`, a sorted set: tag -> when the lease ends
 --       4  `celeriac:delayed`, a sorted set: queue -> when its first delayed message is due
 -- ARGV  1  prefix of all keys

@@ -22,20 +22,17 @@ end
 -- a network or a server that was stopped, it will find itself void.
 for i = lost + 1, #ARGV, 2 do
   call('SET', PREFIX .. 'celeriac:void:' .. ARGV[i], '1', 'EX', 86400)
-  local found, candidates = {}, {}
+  local found = {}
   for number = 1, tonumber(ARGV[i + 1]) do
+    local tag
     for step = 1, step_count do
-      table.insert(candidates, ARGV[i] .. string.format('.%04d~', number) .. ARGV[steps + step])
+      local candidate = ARGV[i] .. string.format('.%04d~', number) .. ARGV[steps + step]
+      tag = tag or call('ZSCORE', LEASES, candidate) and candidate
     end
-  end
-  for first = 1, #candidates, 1000 do
-    local last = math.min(first + 999, #candidates)
-    local scores = call('ZMSCORE', LEASES, unpack(candidates, first, last))
-    for n = first, last do
-      if scores[n - first + 1] then
-        table.insert(found, candidates[n])
-      end
+    if not tag then
+      break
     end
+    table.insert(found, tag)
   end
   restore(found, true)
 end
@@ -138,18 +135,18 @@ end
 if count > 0 then
   in_chunks('HSET', UNACKED, held)
   -- From the last to the first: a sorted set that is small is a list, and each finds its place at the head of it.
-  local begins, ends = text_of(now), text_of(now + lease)
-  local begun, leased = {}, {}
+  local ends = text_of(now + lease)
+  local leased, indexed = {}, {}
   for number = count, 1, -1 do
     leased[#leased + 1] = ends
     leased[#leased + 1] = tags[number]
     if sound[number] then
-      begun[#begun + 1] = begins
-      begun[#begun + 1] = tags[number]
+      indexed[#indexed + 1] = ends
+      indexed[#indexed + 1] = tags[number]
     end
   end
   in_chunks('ZADD', LEASES, leased)
-  in_chunks('ZADD', INDEX, begun)
+  in_chunks('ZADD', INDEX, indexed)
   next_due = earlier(next_due, now + lease)
 end
 return { text_of(now), text_of(next_due), groups, taken }

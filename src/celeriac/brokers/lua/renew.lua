@@ -3,23 +3,21 @@
 -- ARGV  4 seconds of the lease   5... tags
 -- Returns the tags that were void.
 
-local now, lease = time(), tonumber(ARGV[4])
+local ends = text_of(time() + tonumber(ARGV[4]))
 local void = {}
 for first = 5, #ARGV, 1000 do
-  local begun, leased = {}, {}
+  local held = {}
   for i = first, math.min(first + 999, #ARGV) do
     if call('HEXISTS', UNACKED, ARGV[i]) == 1 then
-      table.insert(begun, now)
-      table.insert(begun, ARGV[i])
-      table.insert(leased, now + lease)
-      table.insert(leased, ARGV[i])
+      table.insert(held, ends)
+      table.insert(held, ARGV[i])
     else
       table.insert(void, ARGV[i])
     end
   end
-  if #begun > 0 then
-    call('ZADD', INDEX, 'XX', unpack(begun))
-    call('ZADD', LEASES, 'XX', unpack(leased))
+  if #held > 0 then
+    call('ZADD', INDEX, 'XX', unpack(held)) -- what no stock worker can decode is not there
+    call('ZADD', LEASES, 'XX', unpack(held))
   end
 end
 for _, tag in ipairs(void) do
