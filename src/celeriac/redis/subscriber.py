@@ -4,13 +4,15 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import itertools
 import logging
 import weakref
+from collections import Counter
 from collections.abc import AsyncIterator, Callable
 from typing import TYPE_CHECKING, ClassVar
 
 from celeriac.errors import BrokerUnavailable
-from celeriac.redis.server import Server
+from celeriac.redis.server import Server, transport_of
 from celeriac.redis.trouble import again, unavailable
 
 if TYPE_CHECKING:
@@ -26,7 +28,14 @@ Callback = Callable[[bytes], None]
 _BACKOFF = (0.05, 2.0)
 
 #: Seconds of silence after which the server is asked whether it is still there.
-_QUIET = 10.0
+_QUIET = 2.0
+
+#: How many channels are asked for in one command, and how many messages are handled before others on the loop have
+#: their turn.
+_AT_ONCE = 200
+
+#: How often within the time that a reply may take it is looked whether one has come.
+_LOOKS = 5
 
 
 class Subscriber:
@@ -44,6 +53,10 @@ class Subscriber:
         self._gaps: list[Callable[[], None]] = []
         self._runner: asyncio.Task[None] | None = None
         self._asked: set[bytes] = set()
+        self._owed: Counter[bytes] = Counter()  # confirmations that are due
+        self._resuming: set[bytes] = set()  # not heard again yet since the connection was lost
+        self._heard = False  # anything at all on this connection
+        self._silence = 0.0  # seconds
         self._touched: set[bytes] = set()  # who listens to these has changed
         self._changed = asyncio.Event()
 
@@ -69,9 +82,17 @@ class Subscriber:
         return lambda: self._leave(name, callback)
 
     def on_gap(self, callback: Callable[[], None]) -> Callable[[], None]:
-        """Have ``callback`` called when the connection was lost and is back. What is returned ends it."""
+        """Have ``callback`` called when the connection was lost and everything is heard again.
+
+        What is returned ends it.
+        """
         self._gaps.append(callback)
-        return lambda: self._gaps.remove(callback)
+
+        def stop() -> None:
+            if callback in self._gaps:
+                self._gaps.remove(callback)
+
+        return stop
 
     async def _confirmation(self, channel: bytes) -> None:
         if channel in self._confirmed:
@@ -92,6 +113,7 @@ class Subscriber:
             del self._callbacks[channel]
             self._waiting.pop(channel, None)
             self._touch(channel)
+            self._resumed(channel)
 
     def _touch(self, channel: bytes) -> None:
         self._touched.add(channel)
@@ -101,50 +123,54 @@ class Subscriber:
 
     async def _run(self) -> None:
         delay, longest = _BACKOFF
-        connected_before = False
+        lost = False
         while self._callbacks or self._waiting:
             try:
                 async with self._connected() as connection:
-                    delay = _BACKOFF[0]
-                    if connected_before:
-                        self._tell_gap()
-                    connected_before = True
+                    self._resuming = set(self._callbacks) if lost else set()
                     await self._serve(connection)
                     break
             except Exception as exc:  # noqa: BLE001 - told apart by unavailable
                 error = unavailable(exc, self.server)
-                if not self._fail(error) and connected_before:
+                if not self._fail(error) and self._heard:
                     logger.warning("Messages cannot be heard, connecting again: %s", error)
+            if self._heard:
+                delay, lost, self._heard = _BACKOFF[0], True, False
             await asyncio.sleep(delay)
             delay = min(delay * 2, longest)
         self._runner = None
+        self._changed = asyncio.Event()  # the old one would keep its loop alive
         if self._callbacks or self._waiting:  # somebody came while the connection was closed
             self._runner = asyncio.get_running_loop().create_task(self._run())
 
     @contextlib.asynccontextmanager
     async def _connected(self) -> AsyncIterator[AbstractConnection]:
         connection = await self.server.connect()
+        transport = transport_of(connection)
         self._touched = set(self._callbacks)
         try:
             yield connection
         finally:
             self._asked.clear()
+            self._owed.clear()
             self._confirmed.clear()
+            if transport is not None:
+                transport.abort()  # closing would wait until a silent server has taken what was written
             with contextlib.suppress(Exception):
                 await connection.disconnect(nowait=True)
 
     async def _serve(self, connection: AbstractConnection) -> None:
         """Until nobody listens any more. Raises when the connection is lost."""
-        self._changed.set()
+        changed = self._changed
+        changed.set()
         reader = asyncio.create_task(self._read(connection))
+        reader.add_done_callback(lambda _: changed.set())
         try:
             while True:
-                changed = asyncio.ensure_future(self._changed.wait())
-                await asyncio.wait((changed, reader), return_when=asyncio.FIRST_COMPLETED)
-                changed.cancel()
+                await changed.wait()
+                changed.clear()
                 if reader.done():
                     reader.result()
-                self._changed.clear()
                 await self._update(connection)
                 if not self._asked:
                     return
@@ -158,24 +184,32 @@ class Subscriber:
         new = [channel for channel in touched if channel in self._callbacks and channel not in self._asked]
         old = [channel for channel in touched if channel not in self._callbacks and channel in self._asked]
         self._asked.update(new)
+        self._owed.update(new)
+        self._silence = 0.0
         self._asked.difference_update(old)
         self._confirmed.difference_update(old)
         for command, channels in (("SUBSCRIBE", new), ("UNSUBSCRIBE", old)):
-            if channels:
-                packed = connection.pack_command(command, *channels)
+            for start in range(0, len(channels), _AT_ONCE):
+                packed = connection.pack_command(command, *channels[start : start + _AT_ONCE])
                 await connection.send_packed_command(packed, check_health=False)
 
     async def _read(self, connection: AbstractConnection) -> None:
-        silent = False
-        while True:
-            reply = await connection.read_response(timeout=_QUIET, disconnect_on_error=False)
+        patience = self.server.reply_timeout
+        look = patience / _LOOKS
+        self._silence, pinged = 0.0, False
+        for count in itertools.count(1):
+            if count % _AT_ONCE == 0:
+                await asyncio.sleep(0)
+            reply = await connection.read_response(timeout=look, disconnect_on_error=False)
             if reply is not None:
-                silent = False
+                self._silence, pinged, self._heard = 0.0, False, True
                 self._handle(reply)
-            elif silent:
+                continue
+            self._silence += look
+            if self._silence >= patience * 0.99 and (pinged or self._owed):
                 raise TimeoutError
-            else:
-                silent = True
+            if self._silence >= _QUIET and not pinged:
+                self._silence, pinged = 0.0, True
                 await connection.send_packed_command(connection.pack_command("PING"), check_health=False)
 
     def _handle(self, reply: list[bytes]) -> None:
@@ -188,11 +222,21 @@ class Subscriber:
                     callback(message)
                 except Exception:
                     logger.exception("A listener of %r failed", channel)
-        elif kind == b"subscribe" and channel in self._callbacks:
-            self._confirmed.add(channel)
-            for future in self._waiting.pop(channel, ()):
-                if not future.done():
-                    future.set_result(None)
+        elif kind == b"subscribe":
+            self._confirm(channel)
+
+    def _confirm(self, channel: bytes) -> None:
+        self._owed[channel] -= 1
+        if self._owed[channel] > 0:
+            return  # of a wish that was given up, and uttered again since
+        del self._owed[channel]
+        if channel not in self._callbacks:
+            return
+        self._confirmed.add(channel)
+        for future in self._waiting.pop(channel, ()):
+            if not future.done():
+                future.set_result(None)
+        self._resumed(channel)
 
     # -- trouble -------------------------------------------------------------------------------------------------
 
@@ -204,6 +248,15 @@ class Subscriber:
             future.set_exception(again(error))
         return bool(futures)
 
-    def _tell_gap(self) -> None:
+    def _resumed(self, channel: bytes) -> None:
+        """A channel is heard again after a gap, or nobody listens to it any more. With the last one, tell."""
+        if channel not in self._resuming:
+            return
+        self._resuming.remove(channel)
+        if self._resuming:
+            return
         for callback in tuple(self._gaps):
-            callback()
+            try:
+                callback()
+            except Exception:
+                logger.exception("What was to be done after a gap failed")
