@@ -7,15 +7,17 @@ PYTHON ?= $(firstword $(foreach name,python3 python3.14 python3.13 python3.12 py
 BIN := .venv/bin
 PIP := $(BIN)/python -m pip --disable-pip-version-check
 INSTALL := $(PIP) install --quiet --constraint constraints.txt --editable . --requirement examples/quickstart/requirements.txt
+PEERS := arq dramatiq saq streaq taskiq
 INPUTS := pyproject.toml constraints.txt examples/quickstart/requirements.txt
 
-.PHONY: help run test check bench services clean
+.PHONY: help run test check bench peers services clean
 
 help:
 	@echo "make run [PORT=8000]   start the quickstart: API, worker and schedule, at http://127.0.0.1:PORT"
 	@echo "make test [ARGS=...]   run the tests; ARGS goes to pytest"
 	@echo "make check             format, lint, types, import floors"
 	@echo "make bench [ARGS=...]  run the benchmarks"
+	@echo "make peers             install what the benchmarks compare with, each into an environment of its own"
 	@echo "make services          install the servers that some tests start (as root, on Debian and its kin)"
 
 # exec: a signal to make's child must reach the supervisor, not a shell in between.
@@ -34,14 +36,16 @@ check: .venv/dev.stamp
 	$(BIN)/pyright
 	$(BIN)/lint-imports
 
-bench: .venv/dev.stamp
+bench: .venv/dev.stamp peers
 	$(BIN)/python -m benchmarks $(ARGS)
+
+peers: $(PEERS:%=.venv-peers/%.stamp)
 
 services:
 	@sh .ci/services
 
 clean:
-	rm -rf .venv .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache
+	rm -rf .venv .venv-peers .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache
 
 # Debian's Python comes without ensurepip; its pip can install into a bare environment.
 .venv/pip.stamp:
@@ -62,3 +66,10 @@ clean:
 	@echo "Installing the tools for tests, checks and benchmarks into .venv"
 	@$(INSTALL) --group test --group check --group bench
 	@touch $@
+
+# One that cannot be installed is skipped by the benchmarks, which say so.
+.venv-peers/%.stamp: .venv/pip.stamp pyproject.toml
+	@echo "Installing $* into .venv-peers/$*"
+	@$(BIN)/python -m venv --clear --without-pip .venv-peers/$*
+	@$(PIP) --python .venv-peers/$*/bin/python install --quiet --group peer-$* && touch $@ \
+		|| echo "$* could not be installed: the benchmarks do without it." >&2

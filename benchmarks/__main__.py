@@ -40,9 +40,9 @@ def main() -> int:
 
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
-        "python -m benchmarks", description="Measure celeriac, beside stock Celery."
+        "python -m benchmarks", description="Measure celeriac, beside stock Celery and its peers."
     )
-    parser.add_argument("--quick", action="store_true", help="less of everything: under a minute")
+    parser.add_argument("--quick", action="store_true", help="less of everything: a glance, in a few minutes")
     parser.add_argument(
         "--only",
         action="append",

@@ -14,9 +14,31 @@ from typing import Any
 
 import psutil
 
+from benchmarks.peer_environments import peer_versions
+
 __all__ = ["describe", "is_busy"]
 
-_PACKAGES = ("celeriac", "celery", "kombu", "SQLAlchemy", "pydantic", "fastapi", "uvicorn", "uvloop", "redis")
+#: Of each peer, what decides how fast it is.
+_PEERS = {
+    "arq": ("arq", "redis", "hiredis", "uvloop"),
+    "dramatiq": ("dramatiq", "redis", "hiredis"),
+    "saq": ("saq", "redis", "hiredis", "uvloop", "orjson"),
+    "streaq": ("streaq", "coredis", "uvloop"),
+    "taskiq": ("taskiq", "taskiq-redis", "redis", "hiredis", "uvloop", "orjson"),
+}
+
+_PACKAGES = (
+    "celeriac",
+    "celery",
+    "kombu",
+    "SQLAlchemy",
+    "pydantic",
+    "fastapi",
+    "uvicorn",
+    "uvloop",
+    "redis",
+    "hiredis",
+)
 
 
 def describe() -> dict[str, Any]:
@@ -30,6 +52,7 @@ def describe() -> dict[str, Any]:
         "sqlite": sqlite3.sqlite_version,
         "redis-server": _redis(),
         "packages": {name: version for name in _PACKAGES if (version := _version(name))},
+        **{f"peer {peer}": peer_versions(peer, *packages) for peer, packages in _PEERS.items()},
         "load": round(os.getloadavg()[0], 2),
     }
 

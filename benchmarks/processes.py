@@ -10,13 +10,14 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import psutil
 
-__all__ = ["Failed", "Process", "run_probe", "running", "wait_until"]
+__all__ = ["Command", "Failed", "Process", "peak_memory", "run_probe", "running", "wait_until"]
 
 _ROOT = Path(__file__).resolve().parent.parent
 
@@ -29,6 +30,15 @@ _PATIENCE = 20.0
 
 class Failed(Exception):
     """A process has not done what it was started for."""
+
+
+@dataclass(frozen=True, slots=True)
+class Command:
+    """What starts a process: a Python module with its arguments, in one of the environments that Python has here."""
+
+    arguments: tuple[str, ...]
+    env: Mapping[str, str] = field(default_factory=dict)
+    python: str = sys.executable
 
 
 class Process:
@@ -50,7 +60,7 @@ class Process:
 
     def peak_memory(self) -> float:
         """Bytes that were resident at most; where the system does not tell, those that are now."""
-        return sum(_peak_memory(process) for process in self._tree())
+        return sum(peak_memory(process) for process in self._tree())
 
     def _tree(self) -> list[psutil.Process]:
         try:
@@ -68,13 +78,13 @@ class Process:
         """The end of its output."""
         return self._log.read_text(errors="replace")[-4000:]
 
-    def end(self) -> None:
-        """SIGTERM; SIGKILL when that does not help."""
+    def end(self, patience: float = _PATIENCE) -> None:
+        """SIGTERM; SIGKILL when that has not helped after ``patience`` seconds, or at once when there is none."""
         left = self._tree()
-        if self._popen.poll() is None:
+        if patience and self._popen.poll() is None:
             self._popen.send_signal(signal.SIGTERM)
         try:
-            self._popen.wait(_PATIENCE)
+            self._popen.wait(patience)
         except subprocess.TimeoutExpired:
             self._popen.kill()
             self._popen.wait()
@@ -83,7 +93,8 @@ class Process:
                 process.kill()
 
 
-def _peak_memory(process: psutil.Process) -> float:
+def peak_memory(process: psutil.Process) -> float:
+    """Bytes of one process that were resident at most; where the system does not tell, those that are now."""
     try:
         status = Path(f"/proc/{process.pid}/status").read_text()
         line = next(line for line in status.splitlines() if line.startswith("VmHWM"))
@@ -93,15 +104,15 @@ def _peak_memory(process: psutil.Process) -> float:
 
 
 @contextlib.contextmanager
-def running(arguments: Sequence[str], env: Mapping[str, str]) -> Iterator[Process]:
-    """A process for a while. ``arguments`` begin with a Python module: ``celery``, ``uvicorn``, …"""
+def running(command: Command, env: Mapping[str, str], patience: float = _PATIENCE) -> Iterator[Process]:
+    """A process for a while: ``celery``, ``uvicorn``, … It gets ``patience`` seconds to end by itself."""
     with tempfile.TemporaryDirectory() as folder:
         log = Path(folder, "log")
         with log.open("wb") as output:
             popen = subprocess.Popen(
-                [sys.executable, "-m", *arguments],
+                [command.python, "-m", *command.arguments],
                 cwd=folder,
-                env=_environment(env),
+                env=_environment({**env, **command.env}),
                 stdin=subprocess.DEVNULL,
                 stdout=output,
                 stderr=subprocess.STDOUT,
@@ -110,13 +121,15 @@ def running(arguments: Sequence[str], env: Mapping[str, str]) -> Iterator[Proces
         try:
             yield process
         finally:
-            process.end()
+            process.end(patience)
 
 
-def run_probe(name: str, arguments: Mapping[str, Any], env: Mapping[str, str]) -> Any:
+def run_probe(
+    name: str, arguments: Mapping[str, Any], env: Mapping[str, str], python: str = sys.executable
+) -> Any:
     """Run a function of ``benchmarks.probes.<name>`` in a process of its own. Returns what it returned."""
     done = subprocess.run(
-        [sys.executable, "-m", "benchmarks.probes", name, json.dumps(arguments)],
+        [python, "-m", "benchmarks.probes", name, json.dumps(arguments)],
         env=_environment(env),
         stdin=subprocess.DEVNULL,
         capture_output=True,

@@ -11,7 +11,10 @@ import time
 from collections.abc import Iterator
 from pathlib import Path
 
-__all__ = ["redis_running", "why_no_redis"]
+__all__ = ["CLIENT_NAME", "redis_running", "why_no_redis"]
+
+#: Of connections that only look, and are nobody's who is measured.
+CLIENT_NAME = "benchmark"
 
 #: Seconds that it gets to answer.
 _PATIENCE = 10.0

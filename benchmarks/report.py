@@ -27,7 +27,7 @@ def print_table(rows: Iterable[Row]) -> None:
     print()
     for row in rows:
         if isinstance(row, Figure) and row.note:
-            print(f"  {row.scenario}, {row.what}: {row.note}")
+            print(f"  {row.scenario}, {row.system}, {row.what}: {row.note}")
 
 
 def _cells(row: Row) -> tuple[str, ...]:

@@ -26,6 +26,19 @@ class Scale:
     idle: float
     #: Tasks in the queue when it is tried whether size matters.
     many: int
+    #: Tasks in the queue of a worker on Redis: of ours, of a stock worker, of a peer's.
+    redis_queued: int
+    redis_stock_queued: int
+    redis_peer_queued: int
+    #: Tasks that a peer publishes.
+    redis_peer_published: int
+    redis_samples: int
+    #: Coroutines that wait for results at once.
+    waiters: int
+    #: Tasks in the queue on Redis when it is tried whether size matters.
+    redis_many: int
+    #: Jobs of the public comparison.
+    jobs: int
 
 
 FULL = Scale(
@@ -40,6 +53,14 @@ FULL = Scale(
     sleepers=10_000,
     idle=5.0,
     many=200_000,
+    redis_queued=40_000,
+    redis_stock_queued=1_500,
+    redis_peer_queued=4_000,
+    redis_peer_published=5_000,
+    redis_samples=400,
+    waiters=10_000,
+    redis_many=1_000_000,
+    jobs=20_000,
 )
 
 QUICK = Scale(
@@ -54,4 +75,12 @@ QUICK = Scale(
     sleepers=10_000,
     idle=2.0,
     many=50_000,
+    redis_queued=20_000,
+    redis_stock_queued=1_000,
+    redis_peer_queued=2_000,
+    redis_peer_published=2_000,
+    redis_samples=100,
+    waiters=10_000,
+    redis_many=50_000,
+    jobs=1_000,
 )

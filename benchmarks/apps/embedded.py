@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import asyncio
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
 
+from benchmarks.apps.publishing import Publish
 from celeriac import Celery
 
-__all__ = ["celery", "nap", "noop"]
+__all__ = ["celery", "nap", "noop", "publisher"]
 
 celery = Celery("benchmark")
 
@@ -21,3 +24,10 @@ async def noop(number: int) -> int:
 async def nap(seconds: float) -> None:
     """Wait, as most tasks do most of the time."""
     await asyncio.sleep(seconds)
+
+
+@asynccontextmanager
+async def publisher() -> AsyncIterator[Publish]:
+    """Publish while this is open."""
+    async with celery:
+        yield noop.enqueue

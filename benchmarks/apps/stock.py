@@ -1,14 +1,20 @@
-"""Plain Celery, without results, and without anything else that costs time and is not asked for."""
+"""Plain Celery, without anything that costs time and is not asked for; with results where the environment says so."""
 
 from __future__ import annotations
 
+import os
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+
 from celery import Celery
 
-__all__ = ["celery", "noop"]
+from benchmarks.apps.publishing import Publish
+
+__all__ = ["celery", "noop", "publisher"]
 
 celery = Celery("benchmark")
 celery.conf.update(
-    task_ignore_result=True,
+    task_ignore_result="CELERY_RESULT_BACKEND" not in os.environ,
     worker_send_task_events=False,
     broker_connection_retry_on_startup=True,
 )
@@ -18,3 +24,13 @@ celery.conf.update(
 def noop(number: int) -> int:
     """As little as a task can do."""
     return number
+
+
+@asynccontextmanager
+async def publisher() -> AsyncIterator[Publish]:
+    """Publish while this is open. ``delay`` blocks, as it does in every application."""
+
+    async def publish(number: int) -> object:
+        return noop.delay(number)
+
+    yield publish

@@ -6,7 +6,19 @@ from collections.abc import Callable, Iterator
 
 from benchmarks.report import Row
 from benchmarks.scale import Scale
-from benchmarks.scenarios import enqueue, growth, idle, latency, sleepers, throughput
+from benchmarks.scenarios import (
+    enqueue,
+    growth,
+    idle,
+    latency,
+    redis_comparison,
+    redis_growth,
+    redis_publish,
+    redis_throughput,
+    redis_waiters,
+    sleepers,
+    throughput,
+)
 
 __all__ = ["OPTIONAL", "SCENARIOS"]
 
@@ -18,6 +30,12 @@ SCENARIOS: dict[str, Callable[[Scale], Iterator[Row]]] = {
     "sleepers": sleepers.measure,
     "idle": idle.measure,
     "growth": growth.measure,
+    "redis-throughput": redis_throughput.measure,
+    "redis-publish": redis_publish.measure,
+    "redis-latency": latency.measure_redis,
+    "redis-waiters": redis_waiters.measure,
+    "redis-growth": redis_growth.measure,
+    "redis-comparison": redis_comparison.measure,
 }
 
 #: Those that run only when they are named.

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable
+from contextlib import ExitStack
 from dataclasses import dataclass
 
 from benchmarks.processes import running, wait_until
@@ -17,12 +19,16 @@ _END = 600.0
 
 @dataclass(frozen=True, slots=True)
 class Drained:
-    """From the first start to the last end: seconds, processor seconds of the worker, bytes of memory at most."""
+    """From the first start to the last end: seconds, processor seconds of the worker, bytes of memory at most.
+
+    ``since_command`` are the seconds from the command that started the worker to the last end.
+    """
 
     count: int
     seconds: float
     cpu_seconds: float
     peak_memory: float
+    since_command: float
 
     @property
     def rate(self) -> float:
@@ -42,18 +48,21 @@ def drain(
     ``watch`` is called again and again meanwhile. The end is that of the last settlement, or of the last task where
     that is later.
     """
-    with running(system.worker(options), place.env) as worker:
-        first = wait_until(worker, place.begun, timeout=_START)
-        cpu = worker.cpu_seconds()
+    with ExitStack() as stack:
+        commanded = time.time()
+        # Without patience in the end: some take longer for that than for everything before.
+        workers = [stack.enter_context(running(each, place.env, 0)) for each in system.workers(options)]
+        first = wait_until(workers[0], place.begun, timeout=_START)
+        cpu = sum(worker.cpu_seconds() for worker in workers)
 
         def drained() -> bool:
             watch()
             return place.drained()
 
-        last = wait_until(worker, drained, timeout=_END)
-        cpu = worker.cpu_seconds() - cpu
-        peak = worker.peak_memory()
+        last = wait_until(workers[0], drained, timeout=_END)
+        cpu = sum(worker.cpu_seconds() for worker in workers) - cpu
+        peak = sum(worker.peak_memory() for worker in workers)
     span = place.span(count)
     if span is not None:
         first, last = min(first, span[0]), max(last, span[1])
-    return Drained(count, last - first, cpu, peak)
+    return Drained(count, last - first, cpu, peak, last - commanded)

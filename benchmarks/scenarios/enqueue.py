@@ -20,14 +20,14 @@ _WARM_UP = 20
 
 def measure(scale: Scale) -> Iterator[Row]:
     """``await task.enqueue()`` from 64 coroutines; beside it ``task.delay()``, stock and ours."""
-    arguments: dict[str, Any] = {"count": scale.enqueued, "requests": _REQUESTS}
-    yield from _probe(EMBEDDED, f"enqueue, {_REQUESTS} requests", "enqueue", arguments, scale.runs, 10_000.0)
-    for system, app in ((EMBEDDED, "benchmarks.apps.embedded"), (STOCK_THREADS, "benchmarks.apps.stock")):
+    arguments: dict[str, Any] = {"app": EMBEDDED.app, "count": scale.enqueued, "requests": _REQUESTS}
+    yield from _probe(EMBEDDED, f"enqueue, {_REQUESTS} requests", "publish", arguments, scale.runs, 10_000.0)
+    for system in (EMBEDDED, STOCK_THREADS):
         reason = system.unavailable()
         if reason is not None:
             yield Skipped(_NAME, system.name, reason)
             continue
-        arguments = {"app": app, "task": "noop", "count": scale.delayed, "warm_up": _WARM_UP}
+        arguments = {"app": system.app, "task": "noop", "count": scale.delayed, "warm_up": _WARM_UP}
         yield from _probe(system, ".delay(), one after the other", "delay", arguments, scale.runs)
 
 

@@ -8,7 +8,7 @@ import urllib.request
 from collections.abc import Iterator
 
 from benchmarks.figures import Figure, at_most
-from benchmarks.processes import Process, run_probe, running, wait_until
+from benchmarks.processes import Command, Process, run_probe, running, wait_until
 from benchmarks.report import Row
 from benchmarks.scale import Scale
 from benchmarks.systems import EMBEDDED, Place, WorkerOptions
@@ -38,7 +38,7 @@ def _run(place: Place, seconds: float) -> list[float]:
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         port = probe.getsockname()[1]
-    api = ["uvicorn", "benchmarks.apps.web:app", "--port", str(port), "--log-level", "warning"]
+    api = Command(("uvicorn", "benchmarks.apps.web:app", "--port", str(port), "--log-level", "warning"))
     with (
         running(EMBEDDED.worker(WorkerOptions()), place.env) as worker,
         running(api, place.env) as web,

@@ -15,20 +15,11 @@ __all__ = ["measure"]
 
 _NAME = "throughput"
 
-#: Settings of a stock worker. Without results none is much faster than the others, and which one is best differs
-#: from machine to machine.
-_STOCK_OPTIONS = (
-    WorkerOptions(concurrency=16, prefetch_multiplier=1),
-    WorkerOptions(concurrency=1, prefetch_multiplier=1),
-    WorkerOptions(concurrency=4, prefetch_multiplier=16),
-    WorkerOptions(concurrency=100, prefetch_multiplier=4),
-)
-
 
 def measure(scale: Scale) -> Iterator[Row]:
     """A worker of ours, a stock worker in the same run, and how they compare."""
     reason = STOCK_THREADS.unavailable()
-    settings = () if reason else _STOCK_OPTIONS[: scale.stock_settings]
+    settings = () if reason else STOCK_THREADS.settings[: scale.stock_settings]
     ours: list[Drained] = []
     stock: dict[WorkerOptions, list[Drained]] = {options: [] for options in settings}
     # In rounds: when the machine is slower for a while, everybody is. A setting picked by a trial of its own would be

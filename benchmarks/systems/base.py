@@ -7,22 +7,31 @@ from collections.abc import Mapping, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
 
+from benchmarks.processes import Command
+
 __all__ = ["Place", "System", "WorkerOptions"]
 
 
 @dataclass(frozen=True, slots=True)
 class WorkerOptions:
-    """How a worker is started; ``None`` leaves it to the system's default."""
+    """How a worker is started; ``None`` leaves it to the system's default, or to what is best for it."""
 
     concurrency: int | None = None
     prefetch_multiplier: int | None = None
+    #: Stock Celery's: threads, prefork, solo.
+    pool: str | None = None
+    processes: int | None = None
 
     def __str__(self) -> str:
         parts = []
+        if self.pool is not None:
+            parts.append(f"-P {self.pool}")
         if self.concurrency is not None:
             parts.append(f"-c {self.concurrency}")
         if self.prefetch_multiplier is not None:
             parts.append(f"prefetch x {self.prefetch_multiplier}")
+        if self.processes is not None:
+            parts.append(f"{self.processes} processes")
         return ", ".join(parts) or "defaults"
 
 
@@ -57,6 +66,13 @@ class System(ABC):
 
     name: str
 
+    #: The module of its tasks in ``benchmarks.apps``, and the interpreter that has what it imports.
+    app: str
+    python: str
+
+    #: How its worker is started where the best of several settings counts.
+    settings: Sequence[WorkerOptions] = (WorkerOptions(),)
+
     @abstractmethod
     def unavailable(self) -> str | None:
         """Why it cannot be measured here, or ``None``."""
@@ -66,5 +82,9 @@ class System(ABC):
         """An empty place."""
 
     @abstractmethod
-    def worker(self, options: WorkerOptions) -> Sequence[str]:
-        """The arguments that start a worker."""
+    def worker(self, options: WorkerOptions) -> Command:
+        """What starts a worker."""
+
+    def workers(self, options: WorkerOptions) -> Sequence[Command]:
+        """What starts as many processes as ``options`` say, where it takes more than one command."""
+        return [self.worker(options)]

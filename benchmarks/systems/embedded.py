@@ -3,15 +3,16 @@
 from __future__ import annotations
 
 import sqlite3
+import sys
 import tempfile
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from contextlib import closing, contextmanager
 from pathlib import Path
 
-from benchmarks.processes import Failed, run_probe
+from benchmarks.processes import Command, Failed, run_probe
 from benchmarks.systems.base import Place, System, WorkerOptions
 
-__all__ = ["EMBEDDED", "EmbeddedPlace"]
+__all__ = ["EMBEDDED", "EmbeddedPlace", "embedded_worker"]
 
 
 class EmbeddedPlace(Place):
@@ -57,8 +58,20 @@ class EmbeddedPlace(Place):
             self._observer.close()
 
 
+def embedded_worker(options: WorkerOptions) -> Command:
+    """A worker of ours, on whatever broker and store the environment names."""
+    arguments = ["celery", "-A", "benchmarks.apps.embedded:celery", "worker", "--loglevel=WARNING"]
+    if options.concurrency is not None:
+        arguments += ["-c", str(options.concurrency)]
+    if options.prefetch_multiplier is not None:
+        arguments += ["--prefetch-multiplier", str(options.prefetch_multiplier)]
+    return Command(tuple(arguments))
+
+
 class _Embedded(System):
     name = "celeriac, SQLite"
+    app = "benchmarks.apps.embedded"
+    python = sys.executable
 
     def unavailable(self) -> str | None:
         return None
@@ -68,13 +81,8 @@ class _Embedded(System):
         with tempfile.TemporaryDirectory() as folder, closing(EmbeddedPlace(Path(folder))) as place:
             yield place
 
-    def worker(self, options: WorkerOptions) -> Sequence[str]:
-        arguments = ["celery", "-A", "benchmarks.apps.embedded:celery", "worker", "--loglevel=WARNING"]
-        if options.concurrency is not None:
-            arguments += ["-c", str(options.concurrency)]
-        if options.prefetch_multiplier is not None:
-            arguments += ["--prefetch-multiplier", str(options.prefetch_multiplier)]
-        return arguments
+    def worker(self, options: WorkerOptions) -> Command:
+        return embedded_worker(options)
 
 
 EMBEDDED = _Embedded()

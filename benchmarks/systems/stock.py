@@ -1,69 +1,76 @@
-"""Stock Celery with its threads pool on Redis, results off."""
+"""Stock Celery on Redis, spared everything that costs time and is not asked for."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
-from contextlib import closing, contextmanager
+from collections.abc import Mapping
+from typing import TYPE_CHECKING
 
-from benchmarks.processes import run_probe
-from benchmarks.redis_server import redis_running, why_no_redis
-from benchmarks.systems.base import Place, System, WorkerOptions
+from benchmarks.processes import Command
+from benchmarks.systems.base import WorkerOptions
+from benchmarks.systems.redis import RedisPlace, RedisSystem
 
-__all__ = ["STOCK_THREADS", "StockPlace"]
+if TYPE_CHECKING:
+    import redis
+
+__all__ = ["STOCK", "STOCK_RESULTS", "STOCK_THREADS"]
 
 
-class StockPlace(Place):
-    """One Redis server. It is looked at from outside, by kombu's keys."""
-
-    def __init__(self, url: str) -> None:
-        import redis
-
-        self.env = {"CELERY_BROKER_URL": url}
-        self._redis = redis.Redis.from_url(url)
-        self._filled = 0
-
-    def fill(self, task: str, count: int, argument: float) -> None:
-        run_probe("delay", {"app": "benchmarks.apps.stock", "task": task, "count": count}, self.env)
-        self._filled = self._waiting()
-
-    def begun(self) -> bool:
-        return self._waiting() < self._filled
+class _ResultsPlace(RedisPlace):
+    """Where each task that has ended leaves a key behind."""
 
     def drained(self) -> bool:
+        # Acknowledged when they start: it is the results that tell of the end. Other keys are a handful.
+        return super().drained() and self.server.dbsize() >= self._filled
+
+
+class _Stock(RedisSystem):
+    app = "benchmarks.apps.stock"
+
+    def __init__(self, name: str, settings: tuple[WorkerOptions, ...], results: bool = False) -> None:
+        self.name = name
+        self.settings = settings
+        self._results = results
+
+    def environment(self, url: str) -> Mapping[str, str]:
+        return {"CELERY_BROKER_URL": url, **({"CELERY_RESULT_BACKEND": url} if self._results else {})}
+
+    def open(self, url: str) -> RedisPlace:
+        place = _ResultsPlace if self._results else RedisPlace
+        return place(url, self.environment(url), self, self.unfinished)
+
+    def unfinished(self, server: redis.Redis) -> int:
         # In this order: a message is in the hash before it has left the list for good, or a moment later.
-        return self._waiting() == 0 and self._redis.hlen("unacked") == 0
+        return int(server.llen("celery")) + int(server.hlen("unacked"))
 
-    def span(self, count: int) -> tuple[float, float] | None:
-        return None
-
-    def _waiting(self) -> int:
-        return int(self._redis.llen("celery"))
-
-    def close(self) -> None:
-        """Stop looking."""
-        self._redis.close()
-
-
-class _StockThreads(System):
-    name = "stock Celery, threads, Redis"
-
-    def unavailable(self) -> str | None:
-        return why_no_redis()
-
-    @contextmanager
-    def place(self) -> Iterator[StockPlace]:
-        with redis_running() as url, closing(StockPlace(url)) as place:
-            yield place
-
-    def worker(self, options: WorkerOptions) -> Sequence[str]:
+    def worker(self, options: WorkerOptions) -> Command:
         # Without everything that a worker can be spared: what is measured is its best.
         arguments = ["celery", "-A", "benchmarks.apps.stock:celery", "worker", "--loglevel=WARNING"]
-        arguments += ["-P", "threads", "--without-gossip", "--without-mingle", "--without-heartbeat"]
+        arguments += ["-P", options.pool or "threads"]
+        arguments += ["--without-gossip", "--without-mingle", "--without-heartbeat"]
         if options.concurrency is not None:
             arguments += ["-c", str(options.concurrency)]
         if options.prefetch_multiplier is not None:
             arguments += ["--prefetch-multiplier", str(options.prefetch_multiplier)]
-        return arguments
+        return Command(tuple(arguments))
 
 
-STOCK_THREADS = _StockThreads()
+#: Settings of the threads pool. Without results none is much faster than the others, and which one is best differs
+#: from machine to machine.
+_THREADS = (
+    WorkerOptions(concurrency=16, prefetch_multiplier=1),
+    WorkerOptions(concurrency=1, prefetch_multiplier=1),
+    WorkerOptions(concurrency=4, prefetch_multiplier=16),
+    WorkerOptions(concurrency=100, prefetch_multiplier=4),
+)
+
+#: The best of each pool.
+_POOLS = (
+    WorkerOptions(pool="threads", concurrency=4, prefetch_multiplier=64),
+    WorkerOptions(pool="prefork", concurrency=2, prefetch_multiplier=16),
+    WorkerOptions(pool="solo"),
+    WorkerOptions(pool="threads", concurrency=1),
+)
+
+STOCK_THREADS = _Stock("stock Celery, threads, Redis", _THREADS)
+STOCK = _Stock("stock Celery", _POOLS)
+STOCK_RESULTS = _Stock("stock Celery, results in Redis", _POOLS, results=True)
