@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 from tests.services import Proxy, RedisServer
-from tests.unit.redis.conftest import PATIENCE, OpenLink, no_stalls
+from tests.unit.redis.conftest import AT_ONCE, PATIENCE, OpenLink, no_stalls
 
 from celeriac.errors import BrokerUnavailable
 from celeriac.redis.link import Link
@@ -37,7 +37,7 @@ async def test_a_server_that_is_gone_is_told_at_once_by_host_port_and_cause(
     await asyncio.to_thread(redis_server.kill)
     started = time.monotonic()
     error = await failure(link)
-    assert time.monotonic() - started < 0.1
+    assert time.monotonic() - started < AT_ONCE
     assert str(error).startswith(f"Redis at 127.0.0.1:{redis_server.port} cannot be reached: ")
     assert "refused" in str(error) or "Connect call failed" in str(error)
     assert not error.permanent
@@ -54,7 +54,7 @@ async def test_everybody_who_waits_is_told_when_the_server_is_killed(
     redis_server.kill()
     started = time.monotonic()
     outcomes = await asyncio.gather(*waiting, return_exceptions=True)
-    assert time.monotonic() - started < 0.1
+    assert time.monotonic() - started < AT_ONCE
     assert all(isinstance(outcome, BrokerUnavailable) for outcome in outcomes)
     assert len(set(map(id, outcomes))) == 100  # each has a traceback of its own
 
@@ -100,16 +100,16 @@ async def test_a_silent_server_is_given_up_in_time_and_found_again(
     for _ in range(2):  # on the connection that was there, and then without one
         started = time.monotonic()
         error = await failure(link)
-        assert 0.9 * PATIENCE < time.monotonic() - started < 1.5 * PATIENCE
+        assert 0.9 * PATIENCE < time.monotonic() - started < 1.7 * PATIENCE
         assert (
             str(error)
-            == f"Redis at 127.0.0.1:{redis_server.port} does not answer: nothing came back within 0.3 seconds."
+            == f"Redis at 127.0.0.1:{redis_server.port} does not answer: nothing came back within 0.5 seconds."
         )
         assert not error.permanent
     redis_server.resume()
     started = time.monotonic()
     assert await link.send("PING") == b"PONG"
-    assert time.monotonic() - started < 0.1
+    assert time.monotonic() - started < AT_ONCE
 
 
 async def test_silence_is_counted_from_the_last_reply(redis_server: RedisServer, link: Link) -> None:
@@ -120,7 +120,7 @@ async def test_silence_is_counted_from_the_last_reply(redis_server: RedisServer,
     redis_server.pause()
     started = time.monotonic()
     await failure(link)
-    assert time.monotonic() - started < 1.4 * PATIENCE
+    assert time.monotonic() - started < 1.7 * PATIENCE
 
 
 async def test_a_slow_answer_is_waited_for_while_others_come(proxy: Proxy, remote: Link) -> None:
@@ -137,7 +137,7 @@ async def test_a_network_that_swallows_everything_is_left(proxy: Proxy, remote: 
     started = time.monotonic()
     await failure(remote)
     await failure(remote)
-    assert time.monotonic() - started < 3 * PATIENCE
+    assert time.monotonic() - started < 3.5 * PATIENCE
     await proxy.heal()
     assert await remote.send("PING") == b"PONG"
 
@@ -165,7 +165,7 @@ async def test_a_silent_server_that_is_sent_much_is_given_up_too(
         outcomes = await asyncio.gather(
             *(link.send("SET", "key", b"x" * 1_000_000) for _ in range(20)), return_exceptions=True
         )
-    assert time.monotonic() - started < 2 * PATIENCE
+    assert time.monotonic() - started < 2.5 * PATIENCE
     assert all(isinstance(outcome, BrokerUnavailable) for outcome in outcomes)
     redis_server.resume()
     assert await link.send("PING") == b"PONG"
@@ -184,7 +184,7 @@ async def test_a_cut_connection_fails_what_was_in_flight_and_nothing_after(
     proxy.cut()
     started = time.monotonic()
     error = await failure_of(waiting)
-    assert time.monotonic() - started < 0.1
+    assert time.monotonic() - started < AT_ONCE
     assert str(proxy.port) in str(error)
     proxy.delay = 0
     assert await remote.send("PING") == b"PONG"
