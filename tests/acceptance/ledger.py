@@ -2,40 +2,77 @@
 
 from __future__ import annotations
 
+import asyncio
+import json
 import shutil
+import time
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
+from typing import Any
 
-from tests.acceptance.processes import Launcher, Process
+from tests.acceptance.processes import Launcher, Process, free_port, wait_until_up
+from tests.services import RedisServer
 
 from celeriac import Celery
 
-SOURCE = Path(__file__).parent / "apps" / "ledger.py"
+SOURCES = Path(__file__).parent / "apps"
 
 
 class Ledger:
-    """The app of ``apps/ledger.py`` in a folder of its own, on that folder's ``celery.db``."""
+    """The app of ``apps/ledger.py`` in a folder of its own.
 
-    def __init__(self, folder: Path, launcher: Launcher, env: Mapping[str, str] | None = None) -> None:
+    Args:
+        folder: Where it is put.
+        launcher: Starts its processes.
+        url: The broker's, which is all that its processes are told; without one, that folder's ``celery.db``.
+        conf: Celery's settings and ours, for its processes and its client.
+        env: For its processes.
+    """
+
+    def __init__(
+        self,
+        folder: Path,
+        launcher: Launcher,
+        *,
+        url: str | None = None,
+        conf: Mapping[str, Any] | None = None,
+        env: Mapping[str, str] | None = None,
+    ) -> None:
         folder.mkdir(exist_ok=True)
-        shutil.copy(SOURCE, folder)
+        for name in ("ledger.py", "ledger_api.py"):
+            shutil.copy(SOURCES / name, folder)
         self.folder = folder
         self.launcher = launcher
-        self.env = dict(env or {})
-        url = f"sqlite:///{folder / 'celery.db'}"
+        self.env = {**({"CELERY_BROKER_URL": url} if url else {}), **(env or {})}
+        self.conf = dict(conf or {})
         #: A client of the same queue; it does not know the tasks, and need not.
-        self.client = Celery("client", broker=url, backend=url, set_as_current=False)
+        self.client = Celery(
+            "client", broker=url or f"sqlite:///{folder / 'celery.db'}", set_as_current=False
+        )
+        self.client.conf.update(self.conf)
 
     def run(self, *arguments: str) -> Process:
         """Start a command in the folder."""
-        return self.launcher.start(arguments, cwd=self.folder, env=self.env)
+        env = {**self.env, "LEDGER_CONF": json.dumps(self.conf)}
+        return self.launcher.start(arguments, cwd=self.folder, env=env)
 
     def start_worker(self, *options: str) -> Process:
         """Start ``celery worker``, and wait until it is ready."""
-        worker = self.run("celery", "-A", "ledger", "worker", "--loglevel=info", *options)
+        worker = self.run_worker(*options)
         worker.wait_for_line(r" ready\.$")
         return worker
+
+    def run_worker(self, *options: str) -> Process:
+        """Start ``celery worker``."""
+        return self.run("celery", "-A", "ledger", "worker", "--loglevel=info", *options)
+
+    def start_api(self) -> tuple[Process, str]:
+        """Start the API of ``apps/ledger_api.py``, and wait until it answers. Gives its URL, too."""
+        url = f"http://127.0.0.1:{(port := free_port())}"
+        api = self.run("uvicorn", "ledger_api:app", "--port", str(port))
+        wait_until_up(f"{url}/docs", api)
+        return api, url
 
     def lines(self, what: str) -> Counter[str]:
         """How often each task has written ``start`` or ``end``."""
@@ -46,3 +83,23 @@ class Ledger:
                 if kind == what:
                     counter[task_id] += 1
         return counter
+
+
+async def until(condition: Callable[[], bool], timeout: float = 30.0) -> None:
+    """Wait until something is so that another process makes so."""
+    async with asyncio.timeout(timeout):
+        while not condition():
+            await asyncio.sleep(0.02)
+
+
+def wait_until_nothing_is_held(server: RedisServer, timeout: float = 5.0) -> None:
+    """Wait for the last acknowledgements: no message may be left in anybody's hands."""
+    deadline = time.monotonic() + timeout
+    with server.admin() as client:
+        while left := {
+            key: client.type(key)
+            for key in ("unacked", "unacked_index", "celeriac:leases")
+            if client.exists(key)
+        }:
+            assert time.monotonic() < deadline, f"Still there: {left}"
+            time.sleep(0.02)

@@ -4,23 +4,30 @@ from __future__ import annotations
 
 import asyncio
 import signal
-from collections.abc import Awaitable, Callable
+import time
+from collections.abc import Awaitable, Callable, Iterator
 from pathlib import Path
 
 import pytest
-from tests.acceptance.ledger import Ledger
+from tests.acceptance.ledger import Ledger, until, wait_until_nothing_is_held
 from tests.acceptance.processes import Launcher
+from tests.services import RedisServer
+
+from celeriac.errors import TaskRevoked
+
+MakeLedger = Callable[..., Ledger]
 
 
-@pytest.fixture
-def ledger(tmp_path: Path, launcher: Launcher) -> Ledger:
-    return Ledger(tmp_path / "ledger-app", launcher)
-
-
-async def until(condition: Callable[[], bool], timeout: float = 30.0) -> None:
-    async with asyncio.timeout(timeout):
-        while not condition():
-            await asyncio.sleep(0.02)
+@pytest.fixture(params=["sqlite", "redis"])
+def make_ledger(request: pytest.FixtureRequest, tmp_path: Path, launcher: Launcher) -> Iterator[MakeLedger]:
+    """Makes a ledger with these settings; in Redis nothing may be left under a lease when all is done."""
+    server: RedisServer | None = None
+    if request.param == "redis":
+        server = request.getfixturevalue("redis_server")
+    url = server.url if server else None
+    yield lambda **conf: Ledger(tmp_path / "ledger-app", launcher, url=url, conf=conf)
+    if server is not None:
+        wait_until_nothing_is_held(server)
 
 
 async def until_async(fetch: Callable[[], Awaitable[object]], count: int) -> None:
@@ -41,7 +48,8 @@ async def enqueue(ledger: Ledger, count: int, seconds: float, name: str = "ledge
     return [handle.id for handle in await ledger.client.enqueue_many(signatures)]
 
 
-async def test_after_sigkill_every_running_task_runs_again_and_finishes(ledger: Ledger) -> None:
+async def test_after_sigkill_every_running_task_runs_again_and_finishes(make_ledger: MakeLedger) -> None:
+    ledger = make_ledger()
     worker = await asyncio.to_thread(ledger.start_worker, "-c", "200")
     async with ledger.client:
         ids = await enqueue(ledger, 200, 3.0)
@@ -55,7 +63,10 @@ async def test_after_sigkill_every_running_task_runs_again_and_finishes(ledger: 
     assert set(ledger.lines("start").values()) == {2}
 
 
-async def test_sigterm_finishes_what_runs_and_leaves_the_rest_to_the_next_worker(ledger: Ledger) -> None:
+async def test_sigterm_finishes_what_runs_and_leaves_the_rest_to_the_next_worker(
+    make_ledger: MakeLedger,
+) -> None:
+    ledger = make_ledger()
     worker = await asyncio.to_thread(ledger.start_worker, "-c", "10")
     async with ledger.client:
         ids = await enqueue(ledger, 30, 0.5)
@@ -69,10 +80,8 @@ async def test_sigterm_finishes_what_runs_and_leaves_the_rest_to_the_next_worker
     assert set(ledger.lines("start").values()) == {1}
 
 
-async def test_what_does_not_finish_in_the_grace_period_is_handed_back(
-    tmp_path: Path, launcher: Launcher
-) -> None:
-    ledger = Ledger(tmp_path / "app", launcher, {"LEDGER_GRACE": "0.2", "LEDGER_LEASE": "300"})
+async def test_what_does_not_finish_in_the_grace_period_is_handed_back(make_ledger: MakeLedger) -> None:
+    ledger = make_ledger(celeriac_shutdown_grace=0.2, celeriac_lease=300)
     worker = await asyncio.to_thread(ledger.start_worker)
     async with ledger.client:
         coroutines = await enqueue(ledger, 3, 4.0)
@@ -85,7 +94,8 @@ async def test_what_does_not_finish_in_the_grace_period_is_handed_back(
         await finish_all(ledger, coroutines + threads)
 
 
-async def test_two_workers_share_one_file(ledger: Ledger) -> None:
+async def test_two_workers_share_the_work(make_ledger: MakeLedger) -> None:
+    ledger = make_ledger()
     for name in ("one", "two"):
         await asyncio.to_thread(ledger.start_worker, "-c", "5", "-n", f"{name}@%h")
     async with ledger.client:
@@ -97,35 +107,77 @@ async def test_two_workers_share_one_file(ledger: Ledger) -> None:
     assert set(ledger.lines("start").values()) == {1}
 
 
-async def test_a_task_that_kills_its_worker_ends_as_a_dead_letter(tmp_path: Path, launcher: Launcher) -> None:
-    ledger = Ledger(tmp_path / "app", launcher, {"LEDGER_LEASE": "0.5"})
+async def test_a_task_that_kills_its_worker_ends_as_a_dead_letter(make_ledger: MakeLedger) -> None:
+    ledger = make_ledger(celeriac_lease=0.5, celeriac_delivery_limit=3)
     async with ledger.client:
         handle = await ledger.client.enqueue("ledger.kill_worker")
-        for _ in range(5):
+        for _ in range(3):
             worker = await asyncio.to_thread(ledger.start_worker)
             assert await asyncio.to_thread(worker.wait) == -signal.SIGKILL
         await asyncio.to_thread(ledger.start_worker)
-        with pytest.raises(Exception, match="delivered 5 times without an outcome"):
+        with pytest.raises(Exception, match="delivered 3 times without an outcome"):
             await handle.result(30)
         await until_async(ledger.client.broker.dead_letters, 1)
         letters = await ledger.client.broker.dead_letters()
         assert [letter.task_id for letter in letters] == [handle.id]
-        assert ledger.lines("start")[handle.id] == 5
+        assert ledger.lines("start")[handle.id] == 3
 
 
-async def test_a_long_task_keeps_its_lease_even_while_the_loop_is_blocked(
-    tmp_path: Path, launcher: Launcher
-) -> None:
-    ledger = Ledger(tmp_path / "app", launcher, {"LEDGER_LEASE": "0.5"})
+async def test_long_tasks_keep_their_leases_even_while_the_loop_is_blocked(make_ledger: MakeLedger) -> None:
+    ledger = make_ledger(celeriac_lease=0.5)
     for name in ("one", "two"):
         await asyncio.to_thread(ledger.start_worker, "-n", f"{name}@%h")
     async with ledger.client:
         ids = await enqueue(ledger, 2, 3.0)
+        ids += await enqueue(ledger, 1, 3.0, "ledger.block_loop")
         await finish_all(ledger, ids)
     assert set(ledger.lines("start").values()) == {1}
 
 
-async def test_a_damaged_database_stops_the_worker_with_one_sentence(ledger: Ledger) -> None:
+async def test_a_task_that_waits_for_several_leases_runs_once(make_ledger: MakeLedger) -> None:
+    ledger = make_ledger(celeriac_lease=0.5)
+    for name in ("one", "two"):
+        await asyncio.to_thread(ledger.start_worker, "-n", f"{name}@%h")
+    async with ledger.client:
+        before = time.time()
+        handle = await ledger.client.enqueue("ledger.work", countdown=2)
+        assert await handle.result(20) == handle.id
+        assert 2 <= time.time() - before < 3
+    assert ledger.lines("start") == {handle.id: 1}
+    assert ledger.lines("end") == {handle.id: 1}
+
+
+async def test_a_delayed_task_is_cancelled_while_no_worker_is_there(make_ledger: MakeLedger) -> None:
+    ledger = make_ledger()
+    async with ledger.client:
+        cancelled = await ledger.client.enqueue("ledger.work", countdown=0.5)
+        other = await ledger.client.enqueue("ledger.work", countdown=0.5)
+        assert await cancelled.cancel()
+        await asyncio.to_thread(ledger.start_worker)
+        assert await other.result(20) == other.id
+        with pytest.raises(TaskRevoked):
+            await cancelled.result(20)
+    assert ledger.lines("start") == {other.id: 1}
+
+
+async def test_one_slot_takes_higher_priorities_first(make_ledger: MakeLedger) -> None:
+    ledger = make_ledger()
+    async with ledger.client:
+        handles = {
+            priority: await ledger.client.enqueue("ledger.work", priority=priority)
+            for priority in (3, 0, 9, 6)
+        }
+        await asyncio.to_thread(ledger.start_worker, "-c", "1")
+        await finish_all(ledger, [handle.id for handle in handles.values()])
+        records = await ledger.client.store.get([handle.id for handle in handles.values()])
+    by_start = sorted(handles, key=lambda priority: records[handles[priority].id].started_at)
+    assert by_start == [9, 6, 3, 0]
+
+
+async def test_a_damaged_database_stops_the_worker_with_one_sentence(
+    tmp_path: Path, launcher: Launcher
+) -> None:
+    ledger = Ledger(tmp_path / "ledger-app", launcher)
     (ledger.folder / "celery.db").write_bytes(b"this is no database, " * 500)
     worker = ledger.run("celery", "-A", "ledger", "worker", "--loglevel=info")
     assert await asyncio.to_thread(worker.wait) != 0
@@ -133,20 +185,24 @@ async def test_a_damaged_database_stops_the_worker_with_one_sentence(ledger: Led
     assert "Traceback" not in worker.output
 
 
-async def test_malformed_messages_are_dead_lettered_and_the_worker_goes_on(ledger: Ledger) -> None:
+def publish_malformed_messages(ledger: Ledger) -> None:
+    with ledger.client.connection_for_write() as connection:
+        producer = connection.Producer()
+        producer.publish("not a task", routing_key="celery", serializer="json")
+        producer.publish(
+            b"\x80\x04N.",
+            routing_key="celery",
+            content_type="application/x-python-serialize",
+            content_encoding="binary",
+            headers={"id": "pickled", "task": "ledger.add"},
+        )
+
+
+async def test_malformed_messages_are_dead_lettered_and_the_worker_goes_on(make_ledger: MakeLedger) -> None:
+    ledger = make_ledger()
     worker = await asyncio.to_thread(ledger.start_worker)
     async with ledger.client:
-        with ledger.client.connection_for_write() as connection:
-            producer = connection.Producer()
-            await asyncio.to_thread(producer.publish, "not a task", routing_key="celery", serializer="json")
-            await asyncio.to_thread(
-                producer.publish,
-                b"\x80\x04N.",
-                routing_key="celery",
-                content_type="application/x-python-serialize",
-                content_encoding="binary",
-                headers={"id": "pickled", "task": "ledger.add"},
-            )
+        await asyncio.to_thread(publish_malformed_messages, ledger)
         await until_async(ledger.client.broker.dead_letters, 2)
         assert await (await ledger.client.enqueue("ledger.add", (1, 2))).result(10) == 3
         assert await ledger.client.handle("pickled").state() == "FAILURE"

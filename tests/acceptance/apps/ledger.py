@@ -7,6 +7,7 @@ SIGKILL of the writer.
 from __future__ import annotations
 
 import asyncio
+import json
 import os
 import time
 from pathlib import Path
@@ -15,8 +16,13 @@ from typing import Any
 from celeriac import Celery
 
 celery = Celery("ledger")
-celery.conf.celeriac_lease = float(os.environ.get("LEDGER_LEASE", "2"))
-celery.conf.celeriac_shutdown_grace = float(os.environ.get("LEDGER_GRACE", "10"))
+celery.conf.update(
+    {
+        "celeriac_lease": 2.0,
+        "celeriac_shutdown_grace": 10.0,
+        **json.loads(os.environ.get("LEDGER_CONF", "{}")),
+    }
+)
 
 LEDGER = Path(os.environ.get("LEDGER", "ledger"))
 
@@ -41,10 +47,30 @@ async def work(self: Any, seconds: float = 0.0) -> str:
 
 
 @celery.task(bind=True)
+async def work_until(self: Any, path: str) -> str:
+    """Work until somebody makes this file."""
+    task_id: str = self.request.id
+    note("start", task_id)
+    while not Path(path).exists():  # noqa: ASYNC240 - nothing else runs here
+        await asyncio.sleep(0.02)
+    note("end", task_id)
+    return task_id
+
+
+@celery.task(bind=True)
 def work_in_thread(self: Any, seconds: float = 0.0) -> str:
     task_id: str = self.request.id
     note("start", task_id)
     time.sleep(seconds)
+    note("end", task_id)
+    return task_id
+
+
+@celery.task(bind=True)
+async def block_loop(self: Any, seconds: float) -> str:
+    task_id: str = self.request.id
+    note("start", task_id)
+    time.sleep(seconds)  # noqa: ASYNC251 - that is the point
     note("end", task_id)
     return task_id
 
