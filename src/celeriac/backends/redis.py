@@ -19,11 +19,12 @@ from celeriac.redis.trouble import unavailable
 from celeriac.redis.urls import celery_url
 from celeriac.stores import redis_layout as layout
 from celeriac.stores.records import Transition
+from celeriac.stores.rows import micros
 
 __all__ = ["RedisBackend", "SentinelBackend"]
 
-#: What one script of a clean-up deletes, and looks at, at most.
-_TRIM_RECORDS, _TRIM_LOOKS = 250, 0
+#: What one slice of a clean-up looks at.
+_TRIMMED = 500
 
 
 class _RecordingRedisBackend(RecordingBackend):
@@ -70,11 +71,10 @@ class _RecordingRedisBackend(RecordingBackend):
         if self._kept is None:
             return
         with self._store_errors():
-            removed = _TRIM_RECORDS
-            while removed == _TRIM_RECORDS:
-                before = f"{time.time() - self._kept:.6f}"
-                arguments = [self._prefix, before, _TRIM_RECORDS, _TRIM_LOOKS]
-                removed, *_ = self._run(layout.TRIM, arguments)
+            removed = 1
+            while removed:
+                before = micros(time.time() - self._kept)
+                removed, *_ = self._run(layout.TRIM, [self._prefix, before, _TRIMMED, 0])
 
     @property
     def _kept(self) -> float | None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import builtins
+import hashlib
 import logging
 import time
 from collections.abc import AsyncIterator, Collection, Iterable, Iterator, Mapping, Sequence
@@ -18,9 +19,9 @@ from celeriac.stores import redis_layout as layout
 from celeriac.stores.base import CancellationFeed, Store, Watch
 from celeriac.stores.records import EventDraft, RecordFilter, RecordPage, TaskEvent, TaskRecord, Transition
 from celeriac.stores.redis_list import Listing
-from celeriac.stores.redis_rows import Values, news, stock_step, to_redis_event, to_redis_record
+from celeriac.stores.redis_rows import Kept, news, stock_step, to_redis_event, to_redis_record
 from celeriac.stores.redis_watch import Watchers
-from celeriac.stores.rows import parse_number
+from celeriac.stores.rows import micros, parse_number
 
 __all__ = ["RedisStore"]
 
@@ -29,9 +30,9 @@ logger = logging.getLogger("celeriac.stores")
 #: Records that one script reads at most, so that others have their turn.
 _READ = 250
 
-#: What one ``trim`` deletes, and looks at, at most.
-_TRIM_RECORDS = 250
-_TRIM_LOOKS = 500
+#: What one slice of a clean-up looks at, and how many slices one clean-up has at most.
+_TRIMMED, _COMPARED = 500, 500
+_TRIM_SLICES = 20
 
 #: Seconds between two clean-ups that a store does by itself, where no worker does them.
 _TRIM_PAUSE = 60.0
@@ -97,7 +98,7 @@ class RedisStore(Store):
         }
         return {task_id: record for task_id, record in records.items() if record is not None}
 
-    async def _look_up(self, task_ids: Iterable[str]) -> Mapping[str, Values]:
+    async def _look_up(self, task_ids: Iterable[str]) -> Mapping[str, Kept]:
         self._opened()
         # What is asked for in one tick of the loop is one question.
         lookup = self._lookup
@@ -111,20 +112,20 @@ class RedisStore(Store):
         self._lookup = None
         lookup.follow(lookup.loop.create_task(self._read(list(lookup.task_ids))))
 
-    async def _read(self, task_ids: Sequence[str]) -> dict[str, Values]:
+    async def _read(self, task_ids: Sequence[str]) -> dict[str, Kept]:
         """What is kept of these tasks, after it has taken in what stock workers have written."""
         found = await self._read_as_is(task_ids)
-        stock = {task_id: sha for task_id, values in found.items() if (sha := news(values))}
+        stock = {task_id: sha for task_id, kept in found.items() if (sha := news(kept))}
         if stock:
-            await self._adopt({task_id: found[task_id][-1] or b"" for task_id in stock}, stock)
+            await self._adopt({task_id: found[task_id].written or b"" for task_id in stock}, stock)
             found |= await self._read_as_is(list(stock))
         return found
 
-    async def _read_as_is(self, task_ids: Sequence[str]) -> dict[str, Values]:
+    async def _read_as_is(self, task_ids: Sequence[str]) -> dict[str, Kept]:
         slices = [task_ids[start : start + _READ] for start in range(0, len(task_ids), _READ)]
         answers = await asyncio.gather(*(self._run(layout.GET, [self._prefix, *part]) for part in slices))
-        values = (each for answer in answers for each in answer)
-        return {task_id: each for task_id, each in zip(task_ids, values, strict=True) if each}
+        found = (each for answer in answers for each in answer)
+        return {task_id: Kept(*each) for task_id, each in zip(task_ids, found, strict=True) if each}
 
     async def _adopt(self, texts: Mapping[str, bytes], stock: Mapping[str, str]) -> None:
         """Have records say what stock workers have written."""
@@ -141,17 +142,19 @@ class RedisStore(Store):
         listing = Listing(where, self._prefix, before, limit + 1)
         while not listing.complete:
             rows = dict(listing.take(await self._run(layout.LIST, listing.arguments())))
-            stock = [task_id for task_id, values in rows.items() if news(values)]
+            stock = [task_id for task_id, kept in rows.items() if news(kept)]
             listing.add({**rows, **(await self._read(stock))} if stock else rows)
         return listing.page(limit)
 
     async def events(self, task_id: str, after: str | None = None, limit: int = 1000) -> Sequence[TaskEvent]:
         first = 0 if after is None else parse_number(after, "event id")
         arguments = [self._prefix, task_id, first, limit]
-        text, stock, texts = await self._run(layout.EVENTS, arguments)
-        if text is not None and news([b"", *[None] * 20, stock, None, text]):
+        stock, text, log, texts = await self._run(layout.EVENTS, arguments)
+        if text is not None and stock.decode() != hashlib.sha1(text, usedforsecurity=False).hexdigest():
             await self._read([task_id])
-            _, _, texts = await self._run(layout.EVENTS, arguments)
+            stock, text, log, texts = await self._run(layout.EVENTS, arguments)
+        if log:
+            texts = log.split(b"\n")[first : first + limit]
         return [to_redis_event(first + place, task_id, each) for place, each in enumerate(texts, 1)]
 
     @asynccontextmanager
@@ -192,11 +195,16 @@ class RedisStore(Store):
 
     async def trim(self) -> int:
         self._trim_at = time.monotonic() + _TRIM_PAUSE
-        before = "" if self.expires is None else f"{time.time() - self.expires:.6f}"
-        removed, *stock = await self._run(layout.TRIM, [self._prefix, before, _TRIM_RECORDS, _TRIM_LOOKS])
-        if stock:
-            await self._read([task_id.decode() for task_id in stock])
-        return int(removed)
+        before = "" if self.expires is None else micros(time.time() - self.expires)
+        total = 0
+        for looks in (_COMPARED, *[0] * (_TRIM_SLICES - 1)):
+            removed, *stock = await self._run(layout.TRIM, [self._prefix, before, _TRIMMED, looks])
+            if stock:
+                await self._read([task_id.decode() for task_id in stock])
+            total += removed
+            if not removed:
+                break
+        return total
 
     def _tidy_now_and_then(self) -> None:
         """Trim where nobody else may do it: tasks of this process may all run in stock workers."""
@@ -228,15 +236,15 @@ class _Lookup:
     def __init__(self, loop: asyncio.AbstractEventLoop) -> None:
         self.loop = loop
         self.task_ids: dict[str, None] = {}
-        self.future: asyncio.Future[Mapping[str, Values]] = loop.create_future()
+        self.future: asyncio.Future[Mapping[str, Kept]] = loop.create_future()
         # Everybody may have given up waiting by the time that it fails.
         self.future.add_done_callback(lambda future: future.cancelled() or future.exception())
 
-    def follow(self, reading: asyncio.Task[builtins.dict[str, Values]]) -> None:
+    def follow(self, reading: asyncio.Task[builtins.dict[str, Kept]]) -> None:
         """Answer with what the reading finds."""
         reading.add_done_callback(self._finish)
 
-    def _finish(self, reading: asyncio.Task[builtins.dict[str, Values]]) -> None:
+    def _finish(self, reading: asyncio.Task[builtins.dict[str, Kept]]) -> None:
         if reading.cancelled():
             self.future.cancel()
         elif (exc := reading.exception()) is not None:

@@ -31,11 +31,11 @@ __all__ = [
 
 Argument = str | bytes | int
 
-_LIBRARY = ("lua/record.lua", "lua/states.lua", "lua/flush.lua")
+_CHANGING = ("lua/record.lua", "lua/change.lua", "lua/states.lua", "lua/flush.lua")
 
-TRANSITION = Script.load("celeriac.stores", *_LIBRARY, "lua/transition.lua")
-CANCEL = Script.load("celeriac.stores", *_LIBRARY, "lua/cancel.lua")
-APPEND = Script.load("celeriac.stores", "lua/record.lua", "lua/append.lua")
+TRANSITION = Script.load("celeriac.stores", *_CHANGING, "lua/transition.lua")
+CANCEL = Script.load("celeriac.stores", *_CHANGING, "lua/cancel.lua")
+APPEND = Script.load("celeriac.stores", "lua/record.lua", "lua/change.lua", "lua/append.lua")
 GET = Script.load("celeriac.stores", "lua/record.lua", "lua/get.lua")
 LIST = Script.load("celeriac.stores", "lua/record.lua", "lua/list.lua")
 EVENTS = Script.load("celeriac.stores", "lua/record.lua", "lua/events.lua")
@@ -68,56 +68,54 @@ def transition_arguments(
     """The arguments of ``TRANSITION``. ``stock``: by task, the SHA-1 of what a stock worker wrote about it."""
     arguments: list[Argument] = [prefix, expiry(expires)]
     for step in transitions:
-        fields = _fields(step)
+        state, name, args, result = step.state, step.name, step.args, step.result
+        rare = _rare(step)
         if stock is not None:
-            fields += ("stock", stock[step.task_id])
-        arguments += (_clean(step.task_id), _clean(step.state), micros(step.at), len(fields) // 2)
-        arguments += fields
+            rare += ("stock", stock[step.task_id])
+        arguments += (
+            _clean(step.task_id),
+            _clean(state),
+            int(step.at * 1_000_000 + 0.5),
+            "" if step.retries is None else step.retries,
+            "" if name is None else _clean(name),
+            "" if step.queue is None else _clean(step.queue),
+            "" if args is None else _clean(args),
+            "" if step.kwargs is None else _clean(step.kwargs),
+            "" if step.root_id is None else _clean(step.root_id),
+            "" if step.worker is None else _clean(step.worker),
+            "" if result is None else _clean(result),
+            _celery_time(step.at) if state in READY_STATES else "",
+            len(rare) // 2,
+        )
+        if rare:
+            arguments += rare
     return arguments
 
 
-def _fields(step: Transition) -> list[Argument]:
-    """Names and values of what a transition gives."""
-    fields: list[Argument] = []
-    for name, text in (
-        ("name", step.name),
-        ("queue", step.queue),
-        ("args", step.args),
-        ("kwargs", step.kwargs),
-        ("owner", step.owner),
-        ("root_id", step.root_id),
-        ("parent_id", step.parent_id),
-        ("group_id", step.group_id),
-    ):
-        if text is not None:
-            fields += (name, _clean(text))
-    if step.retries is not None:
-        fields += ("retries", step.retries)
+def _rare(step: Transition) -> list[Argument]:
+    """Names and values of what few transitions give."""
+    rare: list[Argument] = []
+    if step.owner is not None:
+        rare += ("owner", _clean(step.owner))
+    if step.parent_id is not None:
+        rare += ("parent_id", _clean(step.parent_id))
+    if step.group_id is not None:
+        rare += ("group_id", _clean(step.group_id))
     if step.eta is not None:
-        fields += ("eta", micros(step.eta))
+        rare += ("eta", micros(step.eta))
     if step.expires is not None:
-        fields += ("expires", micros(step.expires))
-    if step.state != states.PENDING:
-        _add_outcome(fields, step)
-    elif step.replay:
-        fields += ("replay", "1")
-    return fields
-
-
-def _add_outcome(fields: list[Argument], step: Transition) -> None:
-    for name, text in (
-        ("worker", step.worker),
-        ("result", step.result),
-        ("traceback", step.traceback),
-        ("children", step.children),
-    ):
-        if text is not None:
-            fields += (name, _clean(text))
-    if step.state in READY_STATES:
-        fields += ("date_done", _celery_time(step.at))
-    error = error_of(step.state, step.result)
-    if error is not None:
-        fields += ("error", _clean(error))
+        rare += ("expires", micros(step.expires))
+    if step.state == states.PENDING:
+        if step.replay:
+            rare += ("replay", "1")
+        return rare
+    if step.children is not None:
+        rare += ("children", _clean(step.children))
+    if step.traceback is not None:
+        rare += ("traceback", _clean(step.traceback))
+    if step.result is not None and (error := error_of(step.state, step.result)) is not None:
+        rare += ("error", _clean(error))
+    return rare
 
 
 def _celery_time(seconds: float) -> str:

@@ -8,7 +8,7 @@ from datetime import datetime
 from typing import Any
 
 from celeriac.stores.records import RecordFilter, RecordPage, TaskRecord
-from celeriac.stores.redis_rows import FIELDS, Values, to_redis_record
+from celeriac.stores.redis_rows import Kept, to_redis_record
 from celeriac.stores.rows import micros, search_parts
 
 __all__ = ["Listing"]
@@ -18,7 +18,6 @@ _LOOKS = 1000
 _FINDS = 250
 
 _ASCII_LOWER = str.maketrans(string.ascii_uppercase, string.ascii_lowercase)
-_NUMBER = FIELDS.index("number")
 
 
 class Listing:
@@ -48,19 +47,19 @@ class Listing:
             *needles,
         ]
 
-    def take(self, answer: list[Any]) -> Iterator[tuple[str, Values]]:
-        """The ids and values of a slice; the next one begins behind it."""
+    def take(self, answer: list[Any]) -> Iterator[tuple[str, Kept]]:
+        """What a slice has; the next one begins behind it."""
         further, *rows = answer
         self._before = None if further is None else int(further)
         self.complete = further is None
-        return ((task_id.decode(), values) for task_id, values in rows)
+        return ((task_id.decode(), Kept(values, text)) for task_id, values, text in rows)
 
-    def add(self, rows: Mapping[str, Values]) -> None:
+    def add(self, rows: Mapping[str, Kept]) -> None:
         """Add what still matches after it was brought up to date."""
-        for task_id, values in rows.items():
-            record = to_redis_record(task_id, values)
+        for task_id, kept in rows.items():
+            record = to_redis_record(task_id, kept)
             if record is not None and self._matches(record):
-                self._found.append(((values[_NUMBER] or b"0").decode(), record))
+                self._found.append((kept.field("number"), record))
         self.complete = self.complete or len(self._found) >= self._wanted
 
     def _matches(self, record: TaskRecord) -> bool:

@@ -10,7 +10,7 @@ import time
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from datetime import UTC, datetime
-from typing import Any
+from typing import Any, NamedTuple
 
 from celery import states
 from celery.backends.base import decompress_payload
@@ -18,9 +18,9 @@ from celery.backends.base import decompress_payload
 from celeriac.stores.records import READY_STATES, Attempt, TaskEvent, TaskRecord, Transition
 from celeriac.stores.rows import moment, to_progress
 
-__all__ = ["FIELDS", "Values", "news", "status_in", "stock_step", "to_redis_event", "to_redis_record"]
+__all__ = ["FIELDS", "Kept", "news", "status_in", "stock_step", "to_redis_event", "to_redis_record"]
 
-#: The fields of the hash, as ``lua/record.lua`` has them. Celery's result follows.
+#: What the places of a record's array are, as ``lua/record.lua`` has them.
 FIELDS = (
     "state",
     "name",
@@ -45,8 +45,9 @@ FIELDS = (
     "number",
     "stock",
     "progress",
+    "log",
+    "listed",
 )
-_STOCK = FIELDS.index("stock")
 
 #: How Celery's result begins when we have written it.
 _OURS = b'{"task_id": '
@@ -54,8 +55,16 @@ _OURS = b'{"task_id": '
 _STATUS = re.compile(rb'"status": "([^"]*)"')
 _ANY_STATUS = re.compile(rb"status.{0,8}?(SUCCESS|FAILURE|REVOKED|STARTED|RETRY)", re.DOTALL)
 
-#: The fields of a record, and Celery's result.
-Values = Sequence[bytes | None]
+
+class Kept(NamedTuple):
+    """What is kept of a task: the texts of its record, empty where there is nothing, and Celery's result."""
+
+    values: Sequence[bytes]
+    written: bytes | None
+
+    def field(self, name: str) -> str:
+        """One text of the record."""
+        return self.values[FIELDS.index(name)].decode("utf-8", "replace")
 
 
 def status_in(message: bytes) -> str | None:
@@ -64,13 +73,13 @@ def status_in(message: bytes) -> str | None:
     return None if found is None else found.group(1).decode("utf-8", "replace")
 
 
-def news(values: Values) -> str | None:
+def news(kept: Kept) -> str | None:
     """The SHA-1 of what a stock worker has written, unless the record has taken it in."""
-    text = values[-1]
-    if text is None or (text.startswith(_OURS) and values[0] is not None):
+    text = kept.written
+    if text is None or (text.startswith(_OURS) and kept.values[0]):
         return None
     sha = hashlib.sha1(text, usedforsecurity=False).hexdigest()
-    return None if _text(values[_STOCK]) == sha else sha
+    return None if kept.field("stock") == sha else sha
 
 
 def stock_step(task_id: str, text: bytes) -> Transition:
@@ -96,11 +105,10 @@ def stock_step(task_id: str, text: bytes) -> Transition:
     )
 
 
-def to_redis_record(task_id: str, values: Values) -> TaskRecord | None:
-    """The record of these values; ``None`` if Celery's result was deleted."""
-    fields = dict(zip(FIELDS, map(_text, values), strict=False))
-    text = values[-1]
-    state = fields["state"]
+def to_redis_record(task_id: str, kept: Kept) -> TaskRecord | None:
+    """The record of what is kept; ``None`` if Celery's result was deleted."""
+    fields: dict[str, str | None] = dict(zip(FIELDS, map(_text, kept.values), strict=True))
+    state, text = fields["state"], kept.written
     if text is None and (state is None or state in READY_STATES):
         return None
     written = {} if text is None else _decoded(text)
@@ -129,7 +137,7 @@ def to_redis_record(task_id: str, values: Values) -> TaskRecord | None:
         children=_json(fields["children"]),
         cancel_requested_at=_moment(fields["cancel_requested_at"]),
     )
-    return record if news(values) is None else _overlaid(record, written)
+    return record if news(kept) is None else _overlaid(record, written)
 
 
 def _overlaid(record: TaskRecord, written: Mapping[str, Any]) -> TaskRecord:
@@ -174,8 +182,8 @@ def _dumped(value: Any) -> str | None:
     return None if value is None else json.dumps(value)
 
 
-def _text(value: bytes | None) -> str | None:
-    return None if value is None else value.decode("utf-8", "replace")
+def _text(value: bytes) -> str | None:
+    return value.decode("utf-8", "replace") if value else None
 
 
 def _json(text: str | None) -> Any:

@@ -1,18 +1,39 @@
 -- Append events: after the prefix the task's id, the kind, when (microseconds), and a JSON text, for each.
 -- Those of a task without a record are dropped.
 
-local known = {}
+local tasks, tasks_by_id = {}, {}
 for index = 2, #ARGV, 4 do
   local id, kind, data = ARGV[index], ARGV[index + 1], ARGV[index + 3]
-  if known[id] == nil then
-    known[id] = call('HEXISTS', TASK .. id, 'state') == 1
+  local task = tasks_by_id[id]
+  if not task then
+    task = open(id)
+    tasks_by_id[id] = task
+    tasks[#tasks + 1] = task
   end
-  if known[id] then
-    call('RPUSH', EVENTS .. id, '["' .. kind .. '",' .. ARGV[index + 2] .. ',' .. data .. ']')
-    if kind == 'progress' then
-      call('HSET', TASK .. id, 'progress', data)
+  if task.known then
+    if task.row[LISTED] == '' then
+      list_events(task)
+      task.changed = true
     end
-    call('PUBLISH', EVENTS .. id, kind)
+    add_event(task, '["' .. kind .. '",' .. ARGV[index + 2] .. ',' .. data .. ']')
+    if kind == 'progress' then
+      task.row[PROGRESS] = data
+      task.changed = true
+    end
+    task.kinds = task.kinds or {}
+    task.kinds[kind] = true
   end
 end
-return 0
+
+for _, task in ipairs(tasks) do
+  if task.changed then
+    call('SET', TASK .. task.id, pack(task.row), 'KEEPTTL')
+  end
+  for first = 1, task.events and #task.events or 0, 1000 do
+    call('RPUSH', EVENTS .. task.id, unpack(task.events, first, math.min(first + 999, #task.events)))
+  end
+  for kind in pairs(task.kinds or {}) do
+    call('PUBLISH', EVENTS .. task.id, kind)
+  end
+end
+return #tasks

@@ -3,39 +3,40 @@
 -- ARGV[2]: as for transitions; ARGV[3]: '1' to mark those that run, too; ARGV[4]: now (microseconds); ARGV[5] and
 -- ARGV[6]: a revoked task's result and error; ARGV[7]: its date_done; then the ids.
 
-local expires, running, now = tonumber(ARGV[2]), ARGV[3] == '1', ARGV[4]
-local rows, marked, news, seen = {}, {}, {}, {}
+local running, now = ARGV[3] == '1', ARGV[4]
+local tasks, marked, news, seen = {}, {}, {}, {}
 
-local function mark(row)
-  if not row[CANCEL] then
-    set(row, CANCEL, now)
-    news[#news + 1] = row.id
+local function mark(task, state)
+  if not task.known then
+    task.row[STATE] = state
+    task.known, task.numbered = true, true
   end
+  if task.row[CANCEL] == '' then
+    task.row[CANCEL] = now
+    news[#news + 1] = task.id
+  end
+  task.changed = true
+  if state == 'PENDING' or state == 'RETRY' then
+    enter(task, { state = 'REVOKED', at = now, worker = '', result = ARGV[5], error = ARGV[6], date_done = ARGV[7] })
+  end
+  tasks[#tasks + 1] = task
+  marked[#marked + 1] = task.id
 end
 
 for index = 8, #ARGV do
-  local row = not seen[ARGV[index]] and load(ARGV[index])
-  seen[ARGV[index]] = true
-  if row then
-    look(row)
-    local state = current(row)
-    local waits = state == 'PENDING' or state == 'RETRY'
-    if state and (waits or running and not READY[state]) then
-      if not row.known then
-        set(row, STATE, state)
-        row.known, row.renumber = true, true
-      end
-      mark(row)
-      if waits then
-        enter(row, { state = 'REVOKED', at = now, result = ARGV[5], error = ARGV[6], date_done = ARGV[7] })
-      end
-      rows[#rows + 1] = row
-      marked[#marked + 1] = row.id
+  local id = ARGV[index]
+  if not seen[id] then
+    seen[id] = true
+    local task = open(id)
+    look(task)
+    local state = (task.known or task.written) and current(task)
+    if state and (state == 'PENDING' or state == 'RETRY' or running and not READY[state]) then
+      mark(task, state)
     end
   end
 end
 
-flush(rows, expires)
+flush(tasks, tonumber(ARGV[2]))
 local time = call('TIME')[1]
 for _, id in ipairs(news) do
   call('ZADD', CANCELLED, time, id)

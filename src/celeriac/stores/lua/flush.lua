@@ -3,135 +3,155 @@
 -- Seconds that a finished record outlives Celery's result, so that what removes it finds where it is listed.
 local GRACE = 604800
 
+-- Members that one command takes at most; Lua's stack has an end.
+local MOST_MEMBERS = 2000
+
 -- Celery's result, as Celery's backend writes it with result_extended.
-local function meta_of(row)
+local function meta_of(task)
+  local row, result, children, args, kwargs, retries, date_done = task.row, task.result or '', nil, nil, nil, nil, nil
+  children, args, kwargs, retries, date_done = row[CHILDREN], row[ARGS], row[KWARGS], row[RETRIES], task.date_done or ''
   local group, parent = row[GROUP], row[PARENT]
-  return OURS .. quote(row.id)
+  return OURS .. quote(task.id)
     .. ', "status": ' .. quote(row[STATE])
-    .. ', "result": ' .. (row.result or 'null')
-    .. ', "traceback": ' .. quote(row.traceback)
-    .. ', "children": ' .. (row[CHILDREN] or '[]')
-    .. ', "date_done": ' .. quote(row.date_done)
-    .. (group and ', "group_id": ' .. quote(group) or '')
-    .. (parent and ', "parent_id": ' .. quote(parent) or '')
+    .. ', "result": ' .. (result == '' and 'null' or result)
+    .. ', "traceback": ' .. quote(task.traceback or '')
+    .. ', "children": ' .. (children == '' and '[]' or children)
+    .. (date_done == '' and ', "date_done": null' or ', "date_done": "' .. date_done .. '"')
+    .. (group == '' and '' or ', "group_id": ' .. quote(group))
+    .. (parent == '' and '' or ', "parent_id": ' .. quote(parent))
     .. ', "name": ' .. quote(row[NAME])
-    .. ', "args": ' .. (row[ARGS] or 'null')
-    .. ', "kwargs": ' .. (row[KWARGS] or 'null')
+    .. ', "args": ' .. (args == '' and 'null' or args)
+    .. ', "kwargs": ' .. (kwargs == '' and 'null' or kwargs)
     .. ', "worker": ' .. quote(row[WORKER])
-    .. ', "retries": ' .. (row[RETRIES] or '0')
+    .. ', "retries": ' .. (retries == '' and '0' or retries)
     .. ', "queue": ' .. quote(row[QUEUE]) .. '}'
 end
 
-local function number_of(value)
-  return string.format('%.0f', value)
-end
-
--- Give numbers to the records that are new, in their order.
-local function give_numbers(rows)
+-- Give numbers to the records that are new, in their order. A number is the time of enqueueing where that is greater
+-- than all before, and one more than the last otherwise.
+local function give_numbers(tasks)
   local last, lead
-  for _, row in ipairs(rows) do
-    local enqueued = tonumber(row[ENQUEUED])
-    if row.dated and not row.renumber and enqueued > tonumber(row[NUMBER]) then
-      row.renumber = true
-    end
-    if row.renumber or row.dated then
+  local members, count = {}, 0
+  for _, task in ipairs(tasks) do
+    if task.numbered or task.dated then
+      local row = task.row
+      local enqueued = tonumber(row[ENQUEUED]) or 0
       if not last then
         local found = call('HMGET', NUMBERS, 'last', 'lead')
         last, lead = tonumber(found[1]) or 0, tonumber(found[2]) or 0
       end
-      if row.renumber then
-        last = math.max(last + 1, enqueued or 0)
-        set(row, NUMBER, number_of(last))
+      if task.numbered or enqueued > tonumber(row[NUMBER]) then
+        if enqueued > last then
+          last, row[NUMBER] = enqueued, row[ENQUEUED]
+        else
+          last = last + 1
+          row[NUMBER] = string.format('%.0f', last)
+        end
+        members[count + 1], members[count + 2] = row[NUMBER], task.id
+        count = count + 2
       end
-      if enqueued then
+      if enqueued > 0 then
         lead = math.max(lead, tonumber(row[NUMBER]) - enqueued)
       end
     end
   end
-  if last then
-    call('HSET', NUMBERS, 'last', number_of(last), 'lead', number_of(lead))
-  end
-end
-
-local function write_fields(row)
-  local key = TASK .. row.id
-  if row.blanked then
-    call('DEL', key, EVENTS .. row.id)
-  end
-  local values, gone, count = {}, nil, 0
-  for field in pairs(row.changed) do
-    local value = row[field]
-    if value then
-      values[count + 1], values[count + 2] = FIELDS[field], value
-      count = count + 2
-    else
-      gone = gone or {}
-      gone[#gone + 1] = FIELDS[field]
-    end
-  end
-  if count > 0 then
-    call('HSET', key, unpack(values))
-  end
-  if gone then
-    call('HDEL', key, unpack(gone))
-  end
-end
-
-local function list_under(row, kind, old, new)
-  if old == new and not row.renumber then
+  if not last then
     return
   end
-  if old and old ~= new then
-    call('ZREM', INDEX .. kind .. old, row.id)
+  for first = 1, count, MOST_MEMBERS do
+    call('ZADD', INDEX, unpack(members, first, math.min(first + MOST_MEMBERS - 1, count)))
   end
-  if new then
-    call('ZADD', INDEX .. kind .. new, row[NUMBER], row.id)
+  call('HSET', NUMBERS, 'last', string.format('%.0f', last), 'lead', string.format('%.0f', lead))
+end
+
+-- Members by command, kind of index and value: those of many tasks go in one command.
+local function note(notes, kind, value, id)
+  local values = notes[kind]
+  if not values then
+    values = {}
+    notes[kind] = values
+  end
+  local ids = values[value]
+  if ids then
+    ids[#ids + 1] = id
+  else
+    values[value] = { id }
   end
 end
 
-local function write_indexes(row)
-  if row.renumber then
-    call('ZADD', INDEX, row[NUMBER], row.id)
+local function move(added, removed, kind, old, new, id)
+  if old == new then
+    return
   end
-  list_under(row, ':state:', row.old_state, row[STATE])
-  list_under(row, ':name:', row.old_name, row[NAME])
-  list_under(row, ':queue:', row.old_queue, row[QUEUE])
-  list_under(row, ':owner:', row.old_owner, row[OWNER])
-end
-
--- From here on the record is kept for so many seconds, or for as long as it has not ended.
-local function write_end(row, expires)
-  local finish = row[FINISH]
-  if finish then
-    if finish ~= row.old_finish then
-      call('ZADD', FINISHED, string.format('%.6f', finish / 1e6), row.id)
-    end
-    if row[STATE] == 'REVOKED' then
-      call('ZADD', CANCELLED, call('TIME')[1], row.id)
-    elseif row[CANCEL] then
-      call('ZREM', CANCELLED, row.id)
-    end
-    if expires then
-      call('EXPIRE', TASK .. row.id, expires + GRACE)
-      call('EXPIRE', EVENTS .. row.id, expires + GRACE)
-    end
-  elseif row.old_finish then
-    call('ZREM', FINISHED, row.id)
-    call('PERSIST', TASK .. row.id)
-    call('PERSIST', EVENTS .. row.id)
-    if row[CANCEL] then
-      call('ZADD', CANCELLED, call('TIME')[1], row.id)
-    end
+  if old and old ~= '' then
+    note(removed, kind, old, id)
   end
-  if row.uncancelled then
-    call('ZREM', CANCELLED, row.id)
+  if new ~= '' then
+    note(added, kind, new, id)
   end
 end
 
-local function tell(row, expires)
-  if row.meta then
-    local key, text = META .. row.id, meta_of(row)
-    if expires and row[FINISH] then
+local function write_notes(command, notes)
+  for kind, values in pairs(notes) do
+    for value, ids in pairs(values) do
+      for first = 1, #ids, MOST_MEMBERS do
+        call(command, INDEX .. kind .. value, unpack(ids, first, math.min(first + MOST_MEMBERS - 1, #ids)))
+      end
+    end
+  end
+end
+
+local function write_indexes(tasks)
+  local added, removed = {}, {}
+  for _, task in ipairs(tasks) do
+    if task.changed then
+      local row, id = task.row, task.id
+      move(added, removed, ':state:', task.state, row[STATE], id)
+      move(added, removed, ':name:', task.name, row[NAME], id)
+      move(added, removed, ':queue:', task.queue, row[QUEUE], id)
+      move(added, removed, ':owner:', task.owner, row[OWNER], id)
+    end
+  end
+  write_notes('SREM', removed)
+  write_notes('SADD', added)
+end
+
+local function write_mark(task)
+  local row = task.row
+  if row[STATE] == 'REVOKED' or (row[CANCEL] ~= '' and row[FINISHED] == '') then
+    call('ZADD', CANCELLED, 'NX', call('TIME')[1], task.id)
+  elseif row[CANCEL] ~= '' or task.uncancelled then
+    call('ZREM', CANCELLED, task.id)
+  end
+end
+
+local function write_record(task, expires)
+  local row, id = task.row, task.id
+  local text = pack(row)
+  if expires and row[FINISHED] ~= '' then
+    call('SET', TASK .. id, text, 'EX', expires + GRACE)
+  else
+    call('SET', TASK .. id, text)
+  end
+  if task.blanked then
+    call('DEL', EVENTS .. id)
+  end
+  if task.events then
+    call('RPUSH', EVENTS .. id, unpack(task.events))
+  end
+  if row[LISTED] ~= '' then
+    if expires and row[FINISHED] ~= '' then
+      call('EXPIRE', EVENTS .. id, expires + GRACE)
+    elseif task.finished and task.finished ~= '' then
+      call('PERSIST', EVENTS .. id)
+    end
+  end
+end
+
+local function tell(task, expires)
+  if task.meta then
+    local key, text = META .. task.id, meta_of(task)
+    if expires and task.row[FINISHED] ~= '' then
       call('SET', key, text, 'EX', expires)
     else
       call('SET', key, text)
@@ -139,26 +159,25 @@ local function tell(row, expires)
     call('PUBLISH', key, text)
     return
   end
-  if row.unwritten then
-    call('DEL', META .. row.id)
+  if task.unwritten then
+    call('DEL', META .. task.id)
   end
-  call('PUBLISH', EVENTS .. row.id, 'state')
+  call('PUBLISH', EVENTS .. task.id, 'state')
 end
 
--- Write what has changed in these records. expires: seconds that a finished one is kept, nil for ever.
-local function flush(rows, expires)
-  give_numbers(rows)
-  for _, row in ipairs(rows) do
-    if row.changed then
-      write_fields(row)
-      write_indexes(row)
-    end
-    if row.events then
-      call('RPUSH', EVENTS .. row.id, unpack(row.events))
-    end
-    if row.entered then
-      write_end(row, expires)
-      tell(row, expires)
+-- Write what has changed. expires: seconds that a finished record is kept, nil for ever.
+local function flush(tasks, expires)
+  give_numbers(tasks)
+  write_indexes(tasks)
+  for _, task in ipairs(tasks) do
+    if task.changed then
+      write_record(task, expires)
+      if task.entered then
+        if task.row[CANCEL] ~= '' or task.uncancelled or task.row[STATE] == 'REVOKED' then
+          write_mark(task)
+        end
+        tell(task, expires)
+      end
     end
   end
 end

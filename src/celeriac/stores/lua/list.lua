@@ -1,25 +1,28 @@
--- A slice of a list of records, newest first: as many as match among the next few of the smallest index.
+-- A slice of a list of records, newest first: as many as match among the next few.
 --
 -- ARGV[2]: the number below which to begin, '' for the newest; ARGV[3]: how many to find at most; ARGV[4]: how many to
 -- look at at most; ARGV[5] to ARGV[8]: state, name, queue, owner, each as '=value' or ''; ARGV[9] and ARGV[10]: since
 -- and until (microseconds) or ''; then texts of which one must occur, in small letters.
--- Gives the number to go on below, or false at the end; then the records as get.lua does, each with its id in front.
+-- Gives the number to go on below, or false at the end; then id, record and Celery's result of each.
 
-local before, wanted, budget = ARGV[2], tonumber(ARGV[3]), tonumber(ARGV[4])
+local wanted, budget = tonumber(ARGV[3]), tonumber(ARGV[4])
 local since, limit = tonumber(ARGV[9]), tonumber(ARGV[10])
 
--- Bytes of arguments in which a search looks before it lets others have their turn.
+-- Bytes in which a slice searches, or which it gives, before others have their turn.
 local MOST_BYTES = 2000000
+
+-- Up to so many records of one index are put in order at once; of more, some will be found soon among all.
+local FEW = 2000
 
 local CHUNK = 100
 
 local equal = {}
-local key, size = INDEX, nil
+local key, size
 for position, filter in ipairs({ { STATE, ':state:' }, { NAME, ':name:' }, { QUEUE, ':queue:' }, { OWNER, ':owner:' } }) do
   local given = ARGV[4 + position]
   if given ~= '' then
-    local value = string.sub(given, 2)
-    local members = call('ZCARD', INDEX .. filter[2] .. value)
+    local value = sub(given, 2)
+    local members = call('SCARD', INDEX .. filter[2] .. value)
     equal[filter[1]] = value
     if not size or members < size then
       key, size = INDEX .. filter[2] .. value, members
@@ -28,14 +31,17 @@ for position, filter in ipairs({ { STATE, ':state:' }, { NAME, ':name:' }, { QUE
 end
 
 -- A number is never below the time of enqueueing, and never further ahead of it than the lead.
-local top = before ~= '' and '(' .. before or '+inf'
+local top, bottom = tonumber(ARGV[2]) or math.huge, since or -math.huge
 if limit then
-  local lead = tonumber(call('HGET', NUMBERS, 'lead')) or 0
-  if before == '' or limit + lead < tonumber(before) then
-    top = string.format('%.0f', limit + lead)
-  end
+  top = math.min(top, limit + (tonumber(call('HGET', NUMBERS, 'lead')) or 0))
 end
-local bottom = since and string.format('%.0f', since) or '-inf'
+
+local function score(value)
+  if value == math.huge then
+    return '+inf'
+  end
+  return value == -math.huge and '-inf' or string.format('%.0f', value)
+end
 
 local bytes = 0
 
@@ -43,11 +49,11 @@ local function has_needle(row, id)
   if #ARGV < 11 then
     return true
   end
-  for _, text in ipairs({ id, row[NAME] or '', row[ARGS] or '', row[KWARGS] or '' }) do
+  for _, text in ipairs({ id, row[NAME], row[ARGS], row[KWARGS] }) do
     bytes = bytes + #text
     local lowered = string.lower(text)
     for index = 11, #ARGV do
-      if string.find(lowered, ARGV[index], 1, true) then
+      if find(lowered, ARGV[index], 1, true) then
         return true
       end
     end
@@ -56,8 +62,8 @@ local function has_needle(row, id)
 end
 
 local function matches(row, id)
-  for field, value in pairs(equal) do
-    if row[field] ~= value then
+  for place, value in pairs(equal) do
+    if row[place] ~= value then
       return false
     end
   end
@@ -71,31 +77,79 @@ local function matches(row, id)
 end
 
 local answer = { false }
-local looked, ended = 0, false
-while not ended and #answer <= wanted and looked < budget and bytes < MOST_BYTES do
-  local members = call('ZREVRANGEBYSCORE', key, top, bottom, 'WITHSCORES', 'LIMIT', 0, CHUNK)
-  ended = #members < 2 * CHUNK
-  for index = 1, #members, 2 do
-    if #answer > wanted or bytes >= MOST_BYTES then
-      ended = false
-      break
-    end
-    local id = members[index]
-    top = '(' .. members[index + 1]
-    looked = looked + 1
-    local row = call('HMGET', TASK .. id, unpack(FIELDS))
-    if not row[STATE] then
-      call('ZREM', key, id)
-    elseif matches(row, id) then
+
+-- Look at records, newest first: { number, id } each. Whether all of them were looked at; if not, from where to go on.
+local function inspect(members)
+  for position, member in ipairs(members) do
+    local id = member[2]
+    local row = load(id)
+    if row and matches(row, id) then
       local text = call('GET', META .. id)
       if text or not READY[row[STATE]] then
-        row[#FIELDS + 1] = text
-        answer[#answer + 1] = { id, row }
+        bytes = bytes + #(text or '')
+        answer[#answer + 1] = { id, row, text }
       end
     end
+    if (#answer > wanted or bytes >= MOST_BYTES) and position < #members then
+      return false, member[1]
+    end
   end
+  return true
 end
-if not ended then
-  answer[1] = string.sub(top, 2)
+
+local function newer(one, other)
+  return one[1] > other[1]
+end
+
+-- The members of a small index, in order.
+local function sorted()
+  local ids = call('SMEMBERS', key)
+  if #ids == 0 then
+    return ids
+  end
+  local members = {}
+  for index, number in ipairs(call('ZMSCORE', INDEX, unpack(ids))) do
+    number = tonumber(number)
+    if not number then
+      call('SREM', key, ids[index])
+    elseif number < top and number >= bottom then
+      members[#members + 1] = { number, ids[index] }
+    end
+  end
+  table.sort(members, newer)
+  return members
+end
+
+local function slice(first)
+  local found = call('ZREVRANGEBYSCORE', INDEX, first, score(bottom), 'WITHSCORES', 'LIMIT', 0, CHUNK)
+  local members = {}
+  for index = 1, #found, 2 do
+    members[#members + 1] = { tonumber(found[index + 1]), found[index] }
+  end
+  return members
+end
+
+if size and size <= FEW then
+  local all, number = inspect(sorted())
+  answer[1] = not all and score(number)
+  return answer
+end
+
+local first = '(' .. score(top)
+for _ = 1, budget, CHUNK do
+  local members = slice(first)
+  local all, number = inspect(members)
+  if not all then
+    answer[1] = score(number)
+    return answer
+  end
+  if #members < CHUNK then
+    return answer
+  end
+  first = '(' .. score(members[CHUNK][1])
+  answer[1] = score(members[CHUNK][1])
+  if #answer > wanted or bytes >= MOST_BYTES then
+    return answer
+  end
 end
 return answer

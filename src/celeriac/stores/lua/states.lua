@@ -1,180 +1,162 @@
 -- What a transition makes of a record: the rules of celeriac.stores.records.Transition.
+--
+-- A step has the fields of a transition, as texts; '' or nil where there is nothing. ``rare`` says whether it has any of
+-- owner, parent_id, group_id, eta, expires, children.
 
-local ATTEMPTS_KEPT = 20
+local RARE_CALL = { owner = OWNER, parent_id = PARENT, group_id = GROUP }
+local RARE_DELIVERY = { eta = ETA, expires = EXPIRES }
 
--- What a call is, once and for all; and what each delivery of it may have of its own.
-local CALL = { name = NAME, args = ARGS, kwargs = KWARGS, owner = OWNER, root_id = ROOT, parent_id = PARENT, group_id = GROUP }
-local DELIVERY = { queue = QUEUE, eta = ETA, expires = EXPIRES, retries = RETRIES }
-local OTHERS = { worker = WORKER, children = CHILDREN }
-
-local function add_event(row, text)
-  local events = row.events
-  if events then
-    events[#events + 1] = text
-  else
-    row.events = { text }
-  end
-end
-
-local function add_state_event(row, at, err)
-  add_event(row, '["state",' .. at .. ',' .. quote(row[STATE]) .. ',' .. (row[RETRIES] or '0') .. ','
-    .. quote(row[WORKER]) .. ',' .. quote(err) .. ']')
-  row.entered = true
-end
-
-local function begin_attempt(row, at)
-  local head = '[' .. (row[RETRIES] or '0') .. ',' .. at .. ',' .. quote(row[WORKER] or '')
-  local lines = row[ATTEMPTS]
-  if lines then
-    local _, breaks = string.gsub(lines, '\n', '\n')
-    if breaks + 2 > ATTEMPTS_KEPT then
-      lines = string.sub(lines, string.find(lines, '\n', 1, true) + 1)
-    end
-    head = lines .. '\n' .. head
-  end
-  set(row, ATTEMPTS, head .. ',"STARTED",null]')
-  set(row, OPEN, #head)
-end
-
-local function update_attempt(row, err)
-  if not row[OPEN] then
-    return
-  end
-  set(row, ATTEMPTS, string.sub(row[ATTEMPTS], 1, row[OPEN]) .. ',' .. quote(row[STATE]) .. ',' .. quote(err) .. ']')
-  if READY[row[STATE]] or row[STATE] == 'RETRY' then
-    set(row, OPEN, false)
-  end
-end
-
--- A step is what a transition gives: id, state, at (microseconds), stock, and fields by name.
-local function enter(row, step)
-  local state, at = step.state, step.at
-  if row[STATE] ~= state then
-    set(row, STATE, state)
-  end
-  for name, field in pairs(OTHERS) do
-    local value = step[name]
-    if value and value ~= row[field] then
-      set(row, field, value)
+local function take(row, step, places)
+  for name, place in pairs(places) do
+    if step[name] then
+      row[place] = step[name]
     end
   end
-  row.result, row.traceback, row.date_done = step.result, step.traceback, step.date_done
-  if READY[state] then
-    set(row, FINISH, at)
-  elseif row[FINISH] then
-    set(row, FINISH, false)
+end
+
+local function fill(row, step, places)
+  for name, place in pairs(places) do
+    if step[name] and row[place] == '' then
+      row[place] = step[name]
+    end
   end
+end
+
+-- What a call is, once and for all.
+local function fill_call(row, step)
+  if row[NAME] == '' then row[NAME] = step.name end
+  if row[ARGS] == '' then row[ARGS] = step.args end
+  if row[KWARGS] == '' then row[KWARGS] = step.kwargs end
+  if row[ROOT] == '' then row[ROOT] = step.root_id end
+  if step.rare then
+    fill(row, step, RARE_CALL)
+  end
+end
+
+-- What each delivery of it may have of its own.
+local function take_delivery(row, step)
+  if step.queue ~= '' then row[QUEUE] = step.queue end
+  if step.retries ~= '' then row[RETRIES] = step.retries end
+  if step.rare then
+    take(row, step, RARE_DELIVERY)
+  end
+end
+
+local function enter(task, step)
+  local row, state, at, err = task.row, step.state, step.at, step.error or ''
+  row[STATE] = state
+  if step.worker ~= '' then
+    row[WORKER] = step.worker
+  end
+  if step.children then
+    row[CHILDREN] = step.children
+  end
+  row[FINISHED] = READY[state] and at or ''
+  row[STOCK] = step.stock or ''
   if state == 'STARTED' then
-    set(row, STARTED, at)
+    row[STARTED] = at
     begin_attempt(row, at)
   else
-    update_attempt(row, step.error)
+    update_attempt(row, err)
   end
-  if step.stock or row[STOCK] then
-    set(row, STOCK, step.stock)
-  end
-  row.meta, row.written = not step.stock, nil
-  add_state_event(row, at, step.error)
+  task.result, task.traceback, task.date_done = step.result, step.traceback, step.date_done
+  task.meta, task.written = not step.stock, nil
+  add_state_event(task, at, err)
 end
 
-local function fill(row, step, names)
-  for name, field in pairs(names) do
-    local value = step[name]
-    if value and not row[field] then
-      set(row, field, value)
-    end
+local function start_over(task, step)
+  local row = task.row
+  for _, place in ipairs({ ETA, EXPIRES, STARTED, FINISHED, WORKER, CHILDREN, OPEN, CANCEL, STOCK, PROGRESS }) do
+    row[place] = ''
   end
+  row[RETRIES] = '0'
+  if step.name ~= '' then row[NAME] = step.name end
+  if step.args ~= '' then row[ARGS] = step.args end
+  if step.kwargs ~= '' then row[KWARGS] = step.kwargs end
+  if step.root_id ~= '' then row[ROOT] = step.root_id end
+  take(row, step, RARE_CALL)
+  take_delivery(row, step)
+  row[STATE], row[ENQUEUED] = 'PENDING', step.at
+  task.written, task.uncancelled, task.numbered, task.meta, task.unwritten = nil, true, true, false, true
+  add_state_event(task, step.at, '')
 end
 
-local function take(row, step, names)
-  for name, field in pairs(names) do
-    local value = step[name]
-    if value and value ~= row[field] then
-      set(row, field, value)
-    end
+local function create(task, step)
+  local row = task.row
+  row[STATE], row[ENQUEUED] = 'PENDING', step.at
+  row[NAME], row[ARGS], row[KWARGS], row[ROOT] = step.name, step.args, step.kwargs, step.root_id
+  row[QUEUE], row[RETRIES] = step.queue, step.retries
+  if step.rare then
+    take(row, step, RARE_CALL)
+    take(row, step, RARE_DELIVERY)
   end
+  task.known, task.numbered, task.unwritten = true, true, step.replay
+  add_state_event(task, step.at, '')
 end
 
-local function start_over(row, step)
-  for _, field in ipairs({ ETA, EXPIRES, STARTED, FINISH, WORKER, CHILDREN, OPEN, CANCEL, STOCK, PROGRESS }) do
-    if row[field] then
-      set(row, field, false)
-    end
+local function fill_in(task, step)
+  local row = task.row
+  fill_call(row, step)
+  if row[QUEUE] == '' then row[QUEUE] = step.queue end
+  if row[RETRIES] == '' then row[RETRIES] = step.retries end
+  if step.rare then
+    fill(row, step, RARE_DELIVERY)
   end
-  row.uncancelled, row.written = true, nil
-  set(row, RETRIES, '0')
-  take(row, step, CALL)
-  take(row, step, DELIVERY)
-  set(row, STATE, 'PENDING')
-  set(row, ENQUEUED, step.at)
-  row.renumber, row.meta, row.unwritten = true, false, true
-  add_state_event(row, step.at, false)
+  if row[ENQUEUED] == '' then
+    row[ENQUEUED] = step.at
+    task.dated = true
+  end
+  task.changed = true
 end
 
-local function applies(row, step)
-  local state = current(row)
+local function applies(task, step)
+  local state = current(task)
   if state == 'SUCCESS' or state == 'REVOKED' then
     return false
   end
   if not READY[state] or step.state == 'STARTED' or step.state == 'RETRY' then
     return true
   end
-  return READY[step.state] and (tonumber(step.retries) or 0) > (tonumber(row[RETRIES]) or 0)
+  return READY[step.state] and (tonumber(step.retries) or 0) > (tonumber(task.row[RETRIES]) or 0)
 end
 
 -- A stock worker's word counts, unless it has been taken in already or is no longer what is written.
-local function is_news(row, step)
-  if row[STOCK] == step.stock then
+local function is_news(task, step)
+  if task.row[STOCK] == step.stock then
     return false
   end
-  local text = call('GET', META .. row.id)
+  local text = call('GET', META .. task.id)
   return text and redis.sha1hex(text) == step.stock
 end
 
-local function pend(row, step)
-  if row.known then
-    look(row)
-  end
-  if not row.known then
-    take(row, step, CALL)
-    take(row, step, DELIVERY)
-    set(row, STATE, 'PENDING')
-    set(row, ENQUEUED, step.at)
-    row.known, row.renumber = true, true
-    if step.replay then
-      row.unwritten = true
-    end
-    add_state_event(row, step.at, false)
-  elseif step.replay then
-    start_over(row, step)
-  else
-    fill(row, step, CALL)
-    fill(row, step, DELIVERY)
-    if not row[ENQUEUED] then
-      set(row, ENQUEUED, step.at)
-      row.dated = true
-    end
-  end
-end
-
-local function apply(row, step)
+local function apply(task, step)
   if step.state == 'PENDING' then
-    return pend(row, step)
+    if task.known then
+      look(task)
+    end
+    if not task.known then
+      create(task, step)
+    elseif step.replay then
+      start_over(task, step)
+    else
+      fill_in(task, step)
+    end
+    return
   end
   if step.stock then
-    if not is_news(row, step) then
+    if not is_news(task, step) then
       return
     end
   else
-    look(row)
-    if (row.known or row.written) and not applies(row, step) then
+    look(task)
+    if (task.known or task.written) and not applies(task, step) then
       return
     end
   end
-  if not row.known then
-    row.known, row.renumber = true, true
+  if not task.known then
+    task.known, task.numbered = true, true
   end
-  fill(row, step, CALL)
-  take(row, step, DELIVERY)
-  enter(row, step)
+  fill_call(task.row, step)
+  take_delivery(task.row, step)
+  enter(task, step)
 end

@@ -1,30 +1,42 @@
 -- Apply transitions, in order.
 --
--- ARGV[2]: seconds that a finished record is kept, '' for ever; then for each transition: the task's id, the state,
--- when (microseconds), how many fields follow, and these as name and value.
--- Fields beside those of the hash: result, traceback, error, date_done, replay, and stock, the SHA-1 of what a stock
--- worker wrote, from which the transition was made.
+-- ARGV[2]: seconds that a finished record is kept, '' for ever; then for each transition, '' where there is nothing:
+-- the task's id, state, at (microseconds), retries, name, queue, args, kwargs, root_id, worker, result, date_done; how
+-- many rarer fields follow; and these as name and value: owner, parent_id, group_id, eta, expires, children, traceback,
+-- error, replay, and stock, the SHA-1 of what a stock worker wrote, from which the transition was made.
 
-local expires = tonumber(ARGV[2])
-local rows, rows_by_id = {}, {}
+local tasks, tasks_by_id = {}, {}
 local position, length = 3, #ARGV
 
 while position < length do
-  local id, count = ARGV[position], tonumber(ARGV[position + 3])
-  local step = { state = ARGV[position + 1], at = ARGV[position + 2] }
-  position = position + 4
-  for index = position, position + 2 * count - 1, 2 do
+  local id, rare = ARGV[position], tonumber(ARGV[position + 12])
+  local step = {
+    state = ARGV[position + 1],
+    at = ARGV[position + 2],
+    retries = ARGV[position + 3],
+    name = ARGV[position + 4],
+    queue = ARGV[position + 5],
+    args = ARGV[position + 6],
+    kwargs = ARGV[position + 7],
+    root_id = ARGV[position + 8],
+    worker = ARGV[position + 9],
+    result = ARGV[position + 10],
+    date_done = ARGV[position + 11],
+    rare = rare > 0,
+  }
+  position = position + 13
+  for index = position, position + 2 * rare - 1, 2 do
     step[ARGV[index]] = ARGV[index + 1]
   end
-  position = position + 2 * count
-  local row = rows_by_id[id]
-  if not row then
-    row = load(id)
-    rows_by_id[id] = row
-    rows[#rows + 1] = row
+  position = position + 2 * rare
+  local task = tasks_by_id[id]
+  if not task then
+    task = open(id)
+    tasks_by_id[id] = task
+    tasks[#tasks + 1] = task
   end
-  apply(row, step)
+  apply(task, step)
 end
 
-flush(rows, expires)
-return #rows
+flush(tasks, tonumber(ARGV[2]))
+return #tasks

@@ -1,40 +1,57 @@
--- Delete what has expired, and look whether records still say what Celery's results say.
+-- Delete what has expired, and find records that do not say what stock workers have written.
 --
--- ARGV[2]: the epoch second before which a finished record has expired, '' for none; ARGV[3]: how many to delete at most;
--- ARGV[4]: how many to look at. Gives how many were deleted, then ids whose stock worker has written something new.
+-- ARGV[2]: the time before which a finished record has expired (microseconds), '' for none; ARGV[3]: how many records to
+-- look at whether they have expired; ARGV[4]: about how many to compare. Gives how many were deleted, then the ids.
 
-local removed = 0
-if ARGV[2] ~= '' then
-  for _, id in ipairs(call('ZRANGEBYSCORE', FINISHED, '-inf', '(' .. ARGV[2], 'LIMIT', 0, ARGV[3])) do
-    if remove(id) then
-      removed = removed + 1
-    else
-      call('ZREM', FINISHED, id)
+local answer = { 0 }
+local before = tonumber(ARGV[2])
+local progress = call('HMGET', NUMBERS, 'trimmed', 'looked')
+
+local function trim(id)
+  local row = load(id)
+  local finished = row and tonumber(row[FINISHED])
+  local gone = not row or (finished and call('EXISTS', META .. id) == 0)
+  if gone or (finished and before and finished < before) then
+    remove(id)
+    answer[1] = answer[1] + 1
+  end
+end
+
+-- From the oldest on, each time a bit further: what has been there longest expires first.
+local limit = tonumber(ARGV[3])
+if limit > 0 then
+  local trimmed = progress[1] or '-inf'
+  local ids = call('ZRANGEBYSCORE', INDEX, '(' .. trimmed, '+inf', 'WITHSCORES', 'LIMIT', 0, limit)
+  for index = 1, #ids, 2 do
+    trim(ids[index])
+    trimmed = ids[index + 1]
+  end
+  -- What was enqueued later cannot have ended earlier: begin again.
+  if #ids < 2 * limit or (before and tonumber(trimmed) > before) then
+    trimmed = '-inf'
+  end
+  call('HSET', NUMBERS, 'trimmed', trimmed)
+end
+
+local function compare(id)
+  local head = call('GETRANGE', META .. id, 0, #OURS - 1)
+  if head ~= '' and head ~= OURS then
+    local row = load(id)
+    if row and redis.sha1hex(call('GET', META .. id)) ~= row[STOCK] then
+      answer[#answer + 1] = id
     end
   end
 end
 
-local answer = { removed }
-
-local function inspect(id)
-  local found = call('HMGET', TASK .. id, 'state', 'stock')
-  local head = call('GETRANGE', META .. id, 0, #OURS - 1)
-  if not found[1] or (head == '' and READY[found[1]]) then
-    remove(id)
-  elseif head ~= '' and head ~= OURS and redis.sha1hex(call('GET', META .. id)) ~= found[2] then
-    answer[#answer + 1] = id
+-- Those that have not ended, one state after the other; looked: the state and the cursor in its set.
+local count = tonumber(ARGV[4])
+if count > 0 then
+  local NEXT = { PENDING = 'STARTED', STARTED = 'RETRY', RETRY = 'PENDING' }
+  local state, cursor = string.match(progress[2] or 'PENDING 0', '(%u+) (%d+)')
+  local found = call('SSCAN', INDEX .. ':state:' .. state, cursor, 'COUNT', count)
+  for _, id in ipairs(found[2]) do
+    compare(id)
   end
+  call('HSET', NUMBERS, 'looked', (found[1] == '0' and NEXT[state] or state) .. ' ' .. found[1])
 end
-
--- One round after the other over all records, each time a bit further.
-local swept = call('HGET', NUMBERS, 'swept') or '0'
-local ids = call('ZRANGEBYSCORE', INDEX, '(' .. swept, '+inf', 'WITHSCORES', 'LIMIT', 0, ARGV[4])
-for index = 1, #ids, 2 do
-  inspect(ids[index])
-  swept = ids[index + 1]
-end
-if #ids < 2 * tonumber(ARGV[4]) then
-  swept = '0'
-end
-call('HSET', NUMBERS, 'swept', swept)
 return answer

@@ -1,0 +1,110 @@
+-- A task that a script changes: its record, and what will have to be written.
+
+-- Bytes of events that a record holds before they get a list of their own.
+local MOST_LOG = 2000
+
+local ATTEMPTS_KEPT = 20
+
+-- What is known of a task. ``row`` is its record; ``known`` whether it had one before or has one by now.
+local function open(id)
+  local row = load(id)
+  if not row then
+    return { id = id, row = blank(), known = false }
+  end
+  return {
+    id = id,
+    row = row,
+    known = true,
+    state = row[STATE],
+    name = row[NAME],
+    queue = row[QUEUE],
+    owner = row[OWNER],
+    finished = row[FINISHED],
+  }
+end
+
+-- What Celery's result says that a task's state is; a text that is not JSON shows a SUCCESS at least.
+local function status_of(text)
+  local status = string.match(text, '^{"status": "([^"]*)"') or string.match(text, '^{"task_id": ".-", "status": "([^"]*)"')
+  if status then
+    return status
+  end
+  return find(text, 'SUCCESS', 1, true) and 'SUCCESS' or 'UNKNOWN'
+end
+
+-- Take into account what stock workers have done since: the state as they have written it, or that they deleted it.
+local function look(task)
+  if task.looked then
+    return
+  end
+  task.looked = true
+  local text = call('GETRANGE', META .. task.id, 0, #OURS - 1)
+  if text == '' then
+    if READY[task.row[STATE]] then
+      task.row, task.known, task.blanked = blank(), false, true
+    end
+  elseif not task.known or text ~= OURS then
+    task.written = status_of(call('GETRANGE', META .. task.id, 0, 255))
+  end
+end
+
+-- The state that counts.
+local function current(task)
+  return task.written or task.row[STATE]
+end
+
+local function add_event(task, text)
+  local row = task.row
+  if row[LISTED] ~= '' then
+    task.events = task.events or {}
+    task.events[#task.events + 1] = text
+    return
+  end
+  local log = row[LOG]
+  row[LOG] = log == '' and text or log .. '\n' .. text
+end
+
+-- Move the events out of the record.
+local function list_events(task)
+  local row, events = task.row, {}
+  for line in string.gmatch(row[LOG], '[^\n]+') do
+    events[#events + 1] = line
+  end
+  row[LOG], row[LISTED] = '', '1'
+  task.events = events
+end
+
+local function add_state_event(task, at, err)
+  local row = task.row
+  local retries = row[RETRIES]
+  add_event(task, '["state",' .. at .. ',' .. quote(row[STATE]) .. ',' .. (retries == '' and '0' or retries) .. ','
+    .. quote(row[WORKER]) .. ',' .. quote(err) .. ']')
+  if #row[LOG] > MOST_LOG then
+    list_events(task)
+  end
+  task.changed, task.entered = true, true
+end
+
+local function begin_attempt(row, at)
+  local retries, lines, worker = row[RETRIES], row[ATTEMPTS], row[WORKER]
+  local head = '[' .. (retries == '' and '0' or retries) .. ',' .. at .. ',' .. (worker == '' and '""' or quote(worker))
+  if lines ~= '' then
+    local _, breaks = string.gsub(lines, '\n', '\n')
+    if breaks + 2 > ATTEMPTS_KEPT then
+      lines = sub(lines, find(lines, '\n', 1, true) + 1)
+    end
+    head = lines .. '\n' .. head
+  end
+  row[ATTEMPTS], row[OPEN] = head .. ',"STARTED",null]', tostring(#head)
+end
+
+local function update_attempt(row, err)
+  local open_until, state = row[OPEN], row[STATE]
+  if open_until == '' then
+    return
+  end
+  row[ATTEMPTS] = sub(row[ATTEMPTS], 1, open_until) .. ',' .. quote(state) .. ',' .. quote(err) .. ']'
+  if READY[state] or state == 'RETRY' then
+    row[OPEN] = ''
+  end
+end
