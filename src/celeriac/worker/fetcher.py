@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Awaitable, Callable, Sequence
+from dataclasses import dataclass
 
 from celery.utils.log import get_logger
 
 from celeriac.brokers.base import Broker, Delivery
 from celeriac.errors import BrokerUnavailable
 
-__all__ = ["Fetcher", "Slots"]
+__all__ = ["Fetcher", "Patience", "Slots"]
 
 logger = get_logger(__name__)
 
@@ -53,6 +54,25 @@ class Slots:
             await self._freed.wait()
 
 
+@dataclass(frozen=True, slots=True)
+class Patience:
+    """How long a worker bears with a broker that is away, by Celery's ``broker_connection_*`` settings.
+
+    ``on_startup`` is about the time before the first answer, ``later`` about the time after it; ``attempts`` bounds
+    both, ``None`` does not.
+    """
+
+    on_startup: bool = True
+    later: bool = True
+    attempts: int | None = None
+
+    def allows(self, failures: int, *, started: bool) -> bool:
+        """Whether to try once more after so many failures in a row."""
+        if not (self.later if started else self.on_startup):
+            return False
+        return self.attempts is None or failures <= self.attempts
+
+
 class Fetcher:
     """Receives deliveries of ``queues`` for free slots and hands them to ``start``, batch by batch."""
 
@@ -62,11 +82,14 @@ class Fetcher:
         queues: Callable[[], Sequence[str]],
         slots: Slots,
         start: Callable[[Sequence[Delivery]], Awaitable[None]],
+        patience: Patience = Patience(),
     ) -> None:
         self._broker = broker
         self._queues = queues
         self._slots = slots
         self._start = start
+        self._patience = patience
+        self._started = False
         self._stopping = False
         self._poked = asyncio.Event()
         self._batches: set[asyncio.Future[None]] = set()
@@ -81,19 +104,24 @@ class Fetcher:
         self._poked.set()
 
     async def run(self) -> None:
-        """Receive until stopped; through outages of the broker, too, unless they cannot pass by themselves."""
+        """Receive until stopped; through outages of the broker, too, as far as patience goes.
+
+        Raises BrokerUnavailable when it is at its end, or when waiting would not help.
+        """
         delay, longest = _BACKOFF
+        failures = 0
         while not self._stopping:
             try:
                 await self._receive()
             except BrokerUnavailable as exc:
-                if exc.permanent:
+                failures += 1
+                if exc.permanent or not self._patience.allows(failures, started=self._started):
                     raise
                 logger.error("Cannot receive, trying again in %.2f s: %s", delay, exc)
             except Exception:
                 logger.exception("Cannot receive, trying again in %.2f s", delay)
             else:
-                delay = _BACKOFF[0]
+                delay, failures, self._started = _BACKOFF[0], 0, True
                 continue
             await self._unless_poked(asyncio.sleep(delay))
             delay = min(delay * 2, longest)

@@ -19,7 +19,7 @@ from celeriac.worker.control import ControlThread
 from celeriac.worker.ending import HandedBack, LeaseLost
 from celeriac.worker.execution import Execution
 from celeriac.worker.executor import Executor
-from celeriac.worker.fetcher import Fetcher, Slots
+from celeriac.worker.fetcher import Fetcher, Patience, Slots
 from celeriac.worker.intake import Intake
 from celeriac.worker.leases import LeaseKeeper
 from celeriac.worker.profile import TaskProfile
@@ -89,7 +89,10 @@ class Service:
             settler=self._settler,
             reporter=self._reporter,
         )
-        self._fetcher = Fetcher(connection.broker, self._queues, self._slots, self._start)
+        patience = Patience(
+            settings.connection_retry_on_startup, settings.connection_retry, settings.connection_max_retries
+        )
+        self._fetcher = Fetcher(connection.broker, self._queues, self._slots, self._start, patience)
         self._control = ControlThread(
             self._consumer,
             app=self._app,
