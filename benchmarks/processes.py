@@ -31,6 +31,11 @@ _PATIENCE = 20.0
 class Failed(Exception):
     """A process has not done what it was started for."""
 
+    @property
+    def last_line(self) -> str:
+        """The end of what it said, where the error is."""
+        return str(self).strip().splitlines()[-1]
+
 
 @dataclass(frozen=True, slots=True)
 class Command:

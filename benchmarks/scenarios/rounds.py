@@ -65,7 +65,7 @@ class Rounds(Generic[Run]):
                     if contender.ours:
                         raise
                     print(f"{self._scenario}: {contender} failed: {failure}", file=sys.stderr, flush=True)
-                    self._absent[str(contender)] = str(failure).strip().splitlines()[-1]
+                    self._absent[str(contender)] = failure.last_line
                     del self._runs[contender]
 
     def of(self, system: RedisSystem) -> Measured[Run] | None:
