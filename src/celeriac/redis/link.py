@@ -136,7 +136,8 @@ class Link:
 
     async def _write(self) -> None:
         work = self._work
-        while True:
+        # Closing cancels this, but asyncio.wait_for, with which redis-py writes, may swallow that before Python 3.12.
+        while work is self._work:
             await work.wait()
             work.clear()
             try:
@@ -171,7 +172,11 @@ class Link:
         return packed
 
     async def _connect(self) -> AbstractConnection:
+        work = self._work
         connection = await self.server.connect()
+        if work is not self._work:
+            await _disconnect(connection)
+            raise asyncio.CancelledError
         self._connection = connection
         self._transport = transport_of(connection)
         self._reader = asyncio.get_running_loop().create_task(self._read(connection))
