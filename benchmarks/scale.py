@@ -26,6 +26,8 @@ class Scale:
     idle: float
     #: Tasks in the queue when it is tried whether size matters.
     many: int
+    #: How often the systems on Redis take turns.
+    redis_rounds: int
     #: Tasks in the queue of a worker on Redis: of ours, of a stock worker, of a peer's.
     redis_queued: int
     redis_stock_queued: int
@@ -53,6 +55,7 @@ FULL = Scale(
     sleepers=10_000,
     idle=5.0,
     many=200_000,
+    redis_rounds=5,
     redis_queued=40_000,
     redis_stock_queued=1_500,
     redis_peer_queued=4_000,
@@ -75,6 +78,7 @@ QUICK = Scale(
     sleepers=10_000,
     idle=2.0,
     many=50_000,
+    redis_rounds=1,
     redis_queued=20_000,
     redis_stock_queued=1_000,
     redis_peer_queued=2_000,
