@@ -1,15 +1,19 @@
 -- Append events: after the prefix the task's id, the kind, when (microseconds), and a JSON text, for each.
 -- Those of a task without a record are dropped.
 
-local tasks, tasks_by_id = {}, {}
+local ids, seen = {}, {}
 for index = 2, #ARGV, 4 do
-  local id, kind, data = ARGV[index], ARGV[index + 1], ARGV[index + 3]
-  local task = tasks_by_id[id]
-  if not task then
-    task = open(id)
-    tasks_by_id[id] = task
-    tasks[#tasks + 1] = task
+  local id = ARGV[index]
+  if not seen[id] then
+    seen[id] = true
+    ids[#ids + 1] = id
   end
+end
+
+local tasks, tasks_by_id = open(ids)
+for index = 2, #ARGV, 4 do
+  local kind, data = ARGV[index + 1], ARGV[index + 3]
+  local task = tasks_by_id[ARGV[index]]
   if task.known then
     if task.row[LISTED] == '' then
       list_events(task)

@@ -4,7 +4,7 @@
 -- ARGV[6]: a revoked task's result and error; ARGV[7]: its date_done; then the ids.
 
 local running, now = ARGV[3] == '1', ARGV[4]
-local tasks, marked, news, seen = {}, {}, {}, {}
+local changed, ids, marked, news, seen = {}, {}, {}, {}, {}
 
 local function mark(task, state)
   if not task.known then
@@ -19,24 +19,26 @@ local function mark(task, state)
   if state == 'PENDING' or state == 'RETRY' then
     enter(task, { state = 'REVOKED', at = now, worker = '', result = ARGV[5], error = ARGV[6], date_done = ARGV[7] })
   end
-  tasks[#tasks + 1] = task
+  changed[#changed + 1] = task
   marked[#marked + 1] = task.id
 end
 
 for index = 8, #ARGV do
-  local id = ARGV[index]
-  if not seen[id] then
-    seen[id] = true
-    local task = open(id)
-    look(task)
-    local state = (task.known or task.written) and current(task)
-    if state and (state == 'PENDING' or state == 'RETRY' or running and not READY[state]) then
-      mark(task, state)
-    end
+  if not seen[ARGV[index]] then
+    seen[ARGV[index]] = true
+    ids[#ids + 1] = ARGV[index]
   end
 end
 
-flush(tasks, tonumber(ARGV[2]))
+for _, task in ipairs((open(ids))) do
+  look(task)
+  local state = (task.known or task.written) and current(task)
+  if state and (state == 'PENDING' or state == 'RETRY' or running and not READY[state]) then
+    mark(task, state)
+  end
+end
+
+flush(changed, tonumber(ARGV[2]))
 local time = call('TIME')[1]
 for _, id in ipairs(news) do
   call('ZADD', CANCELLED, time, id)

@@ -5,22 +5,45 @@ local MOST_LOG = 2000
 
 local ATTEMPTS_KEPT = 20
 
--- What is known of a task. ``row`` is its record; ``known`` whether it had one before or has one by now.
-local function open(id)
-  local row = load(id)
-  if not row then
-    return { id = id, row = blank(), known = false }
+-- Keys that one command reads or writes at most; Lua's stack has an end.
+local MOST_KEYS = 2000
+
+local function task_of(id, text, written)
+  if not text then
+    return { id = id, row = blank(), known = false, text = written }
   end
+  local row = unpacked(text)
   return {
     id = id,
     row = row,
     known = true,
+    text = written,
     state = row[STATE],
     name = row[NAME],
     queue = row[QUEUE],
     owner = row[OWNER],
     finished = row[FINISHED],
   }
+end
+
+-- What is known of tasks, in the order of their ids and by id. ``row`` is the record, ``known`` whether there is one,
+-- ``text`` what is written as Celery's result.
+local function open(ids)
+  local tasks, tasks_by_id = {}, {}
+  for first = 1, #ids, MOST_KEYS do
+    local keys, last = {}, math.min(first + MOST_KEYS - 1, #ids)
+    local count = last - first + 1
+    for index = first, last do
+      keys[index - first + 1] = TASK .. ids[index]
+      keys[index - first + 1 + count] = META .. ids[index]
+    end
+    local found = call('MGET', unpack(keys))
+    for index = 1, count do
+      local task = task_of(ids[first + index - 1], found[index], found[index + count])
+      tasks[#tasks + 1], tasks_by_id[task.id] = task, task
+    end
+  end
+  return tasks, tasks_by_id
 end
 
 -- What Celery's result says that a task's state is; a text that is not JSON shows a SUCCESS at least.
@@ -38,13 +61,13 @@ local function look(task)
     return
   end
   task.looked = true
-  local text = call('GETRANGE', META .. task.id, 0, #OURS - 1)
-  if text == '' then
+  local text = task.text
+  if not text then
     if READY[task.row[STATE]] then
       task.row, task.known, task.blanked = blank(), false, true
     end
-  elseif not task.known or text ~= OURS then
-    task.written = status_of(call('GETRANGE', META .. task.id, 0, 255))
+  elseif not task.known or sub(text, 1, #OURS) ~= OURS then
+    task.written = status_of(sub(text, 1, 256))
   end
 end
 

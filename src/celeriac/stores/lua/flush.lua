@@ -3,9 +3,6 @@
 -- Seconds that a finished record outlives Celery's result, so that what removes it finds where it is listed.
 local GRACE = 604800
 
--- Members that one command takes at most; Lua's stack has an end.
-local MOST_MEMBERS = 2000
-
 -- Celery's result, as Celery's backend writes it with result_extended.
 local function meta_of(task)
   local row, result, children, args, kwargs, retries, date_done = task.row, task.result or '', nil, nil, nil, nil, nil
@@ -58,8 +55,8 @@ local function give_numbers(tasks)
   if not last then
     return
   end
-  for first = 1, count, MOST_MEMBERS do
-    call('ZADD', INDEX, unpack(members, first, math.min(first + MOST_MEMBERS - 1, count)))
+  for first = 1, count, MOST_KEYS do
+    call('ZADD', INDEX, unpack(members, first, math.min(first + MOST_KEYS - 1, count)))
   end
   call('HSET', NUMBERS, 'last', string.format('%.0f', last), 'lead', string.format('%.0f', lead))
 end
@@ -94,8 +91,8 @@ end
 local function write_notes(command, notes)
   for kind, values in pairs(notes) do
     for value, ids in pairs(values) do
-      for first = 1, #ids, MOST_MEMBERS do
-        call(command, INDEX .. kind .. value, unpack(ids, first, math.min(first + MOST_MEMBERS - 1, #ids)))
+      for first = 1, #ids, MOST_KEYS do
+        call(command, INDEX .. kind .. value, unpack(ids, first, math.min(first + MOST_KEYS - 1, #ids)))
       end
     end
   end
@@ -125,14 +122,27 @@ local function write_mark(task)
   end
 end
 
-local function write_record(task, expires)
-  local row, id = task.row, task.id
-  local text = pack(row)
-  if expires and row[FINISHED] ~= '' then
-    call('SET', TASK .. id, text, 'EX', expires + GRACE)
+-- Keys and values that are kept for ever: one command writes them all.
+local lasting = {}
+
+local function write(key, text, seconds)
+  if seconds then
+    call('SET', key, text, 'EX', seconds)
   else
-    call('SET', TASK .. id, text)
+    lasting[#lasting + 1] = key
+    lasting[#lasting + 1] = text
   end
+end
+
+local function write_lasting()
+  for first = 1, #lasting, MOST_KEYS do
+    call('MSET', unpack(lasting, first, math.min(first + MOST_KEYS - 1, #lasting)))
+  end
+end
+
+local function write_record(task, seconds)
+  local row, id = task.row, task.id
+  write(TASK .. id, pack(row), seconds and seconds + GRACE)
   if task.blanked then
     call('DEL', EVENTS .. id)
   end
@@ -140,44 +150,40 @@ local function write_record(task, expires)
     call('RPUSH', EVENTS .. id, unpack(task.events))
   end
   if row[LISTED] ~= '' then
-    if expires and row[FINISHED] ~= '' then
-      call('EXPIRE', EVENTS .. id, expires + GRACE)
+    if seconds then
+      call('EXPIRE', EVENTS .. id, seconds + GRACE)
     elseif task.finished and task.finished ~= '' then
       call('PERSIST', EVENTS .. id)
     end
   end
 end
 
-local function tell(task, expires)
-  if task.meta then
-    local key, text = META .. task.id, meta_of(task)
-    if expires and task.row[FINISHED] ~= '' then
-      call('SET', key, text, 'EX', expires)
-    else
-      call('SET', key, text)
-    end
-    call('PUBLISH', key, text)
-    return
-  end
-  if task.unwritten then
-    call('DEL', META .. task.id)
-  end
-  call('PUBLISH', EVENTS .. task.id, 'state')
-end
-
--- Write what has changed. expires: seconds that a finished record is kept, nil for ever.
+-- Write what has changed, and then tell of it. expires: seconds that a finished record is kept, nil for ever.
 local function flush(tasks, expires)
   give_numbers(tasks)
   write_indexes(tasks)
+  local channels, messages = {}, {}
   for _, task in ipairs(tasks) do
     if task.changed then
-      write_record(task, expires)
+      local seconds = task.row[FINISHED] ~= '' and expires or nil
+      write_record(task, seconds)
       if task.entered then
         if task.row[CANCEL] ~= '' or task.uncancelled or task.row[STATE] == 'REVOKED' then
           write_mark(task)
         end
-        tell(task, expires)
+        local channel, message = EVENTS .. task.id, 'state'
+        if task.meta then
+          channel, message = META .. task.id, meta_of(task)
+          write(channel, message, seconds)
+        elseif task.unwritten then
+          call('DEL', META .. task.id)
+        end
+        channels[#channels + 1], messages[#messages + 1] = channel, message
       end
     end
+  end
+  write_lasting()
+  for index = 1, #channels do
+    call('PUBLISH', channels[index], messages[index])
   end
 end

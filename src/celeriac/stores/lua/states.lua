@@ -125,8 +125,7 @@ local function is_news(task, step)
   if task.row[STOCK] == step.stock then
     return false
   end
-  local text = call('GET', META .. task.id)
-  return text and redis.sha1hex(text) == step.stock
+  return task.text and redis.sha1hex(task.text) == step.stock
 end
 
 local function apply(task, step)

@@ -5,12 +5,13 @@
 -- many rarer fields follow; and these as name and value: owner, parent_id, group_id, eta, expires, children, traceback,
 -- error, replay, and stock, the SHA-1 of what a stock worker wrote, from which the transition was made.
 
-local tasks, tasks_by_id = {}, {}
+local steps, ids, seen = {}, {}, {}
 local position, length = 3, #ARGV
 
 while position < length do
   local id, rare = ARGV[position], tonumber(ARGV[position + 12])
   local step = {
+    id = id,
     state = ARGV[position + 1],
     at = ARGV[position + 2],
     retries = ARGV[position + 3],
@@ -29,14 +30,16 @@ while position < length do
     step[ARGV[index]] = ARGV[index + 1]
   end
   position = position + 2 * rare
-  local task = tasks_by_id[id]
-  if not task then
-    task = open(id)
-    tasks_by_id[id] = task
-    tasks[#tasks + 1] = task
+  steps[#steps + 1] = step
+  if not seen[id] then
+    seen[id] = true
+    ids[#ids + 1] = id
   end
-  apply(task, step)
 end
 
+local tasks, tasks_by_id = open(ids)
+for _, step in ipairs(steps) do
+  apply(tasks_by_id[step.id], step)
+end
 flush(tasks, tonumber(ARGV[2]))
-return #tasks
+return #steps
