@@ -6,7 +6,7 @@ PYTHON ?= $(firstword $(foreach name,python3 python3.14 python3.13 python3.12 py
 
 BIN := .venv/bin
 PIP := $(BIN)/python -m pip --disable-pip-version-check
-INSTALL := $(PIP) install --quiet --constraint constraints.txt --editable . --requirement examples/quickstart/requirements.txt
+INSTALL := $(PIP) install --quiet --constraint constraints.txt --editable ".[all]" --requirement examples/quickstart/requirements.txt
 PEERS := arq dramatiq saq streaq taskiq
 INPUTS := pyproject.toml constraints.txt examples/quickstart/requirements.txt
 

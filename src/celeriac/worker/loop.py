@@ -18,7 +18,7 @@ _LEFTOVERS = 2.0
 
 def run(main: Coroutine[Any, Any, T]) -> T:
     """``asyncio.run`` that does not wait for threads, nor for coroutines that swallow their cancellation."""
-    loop = asyncio.new_event_loop()
+    loop = _new_loop()
     executor = ThreadPoolExecutor(thread_name_prefix="celeriac-default")
     loop.set_default_executor(executor)
     try:
@@ -32,6 +32,15 @@ def run(main: Coroutine[Any, Any, T]) -> T:
         if not asyncio.all_tasks(loop):
             loop.run_until_complete(loop.shutdown_asyncgens())
             loop.close()
+
+
+def _new_loop() -> asyncio.AbstractEventLoop:
+    """uvloop's where it is installed, as uvicorn does: it takes a sixth off the time that a task costs."""
+    try:
+        import uvloop
+    except ImportError:
+        return asyncio.new_event_loop()
+    return uvloop.new_event_loop()
 
 
 def threads_left(timeout: float) -> bool:
