@@ -40,9 +40,6 @@ def client(redis_server: RedisServer) -> Iterator[redis.Redis]:
         yield client
 
 
-# -- what is not there ---------------------------------------------------------------------------------------------
-
-
 def test_a_missing_program_skips_the_test_and_says_how_to_get_it(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv("REQUIRE_SERVICES", raising=False)
     monkeypatch.setattr(shutil, "which", lambda _: None)
@@ -74,9 +71,6 @@ def test_missing_takes_any_reason(monkeypatch: pytest.MonkeyPatch) -> None:
         missing("no such thing")
 
 
-# -- ports ---------------------------------------------------------------------------------------------------------
-
-
 def test_reserved_ports_are_all_different_and_free_for_a_server() -> None:
     ports = [ReservedPort() for _ in range(50)]
     assert len({port.number for port in ports}) == 50
@@ -94,9 +88,6 @@ def test_a_port_in_use_is_not_reserved(monkeypatch: pytest.MonkeyPatch) -> None:
         with pytest.raises(RuntimeError, match="No free port"):
             ReservedPort()
     ReservedPort().release()
-
-
-# -- one server ----------------------------------------------------------------------------------------------------
 
 
 def test_the_url_of_the_session_answers(redis_url: str) -> None:
@@ -240,9 +231,6 @@ def test_connections_are_closed_by_kind(redis_server: RedisServer, client: redis
         assert redis_server.connections() == []
 
 
-# -- who may -------------------------------------------------------------------------------------------------------
-
-
 def test_a_password_is_asked_for_and_in_the_urls() -> None:
     with RedisServer(password="p@ss w/rd") as server:
         for url in (server.url, server.unix_url):
@@ -300,9 +288,6 @@ def test_tls_works_by_name_too(certificates: Certificates) -> None:
     with RedisServer(certificates=certificates) as server:
         with connect(server.url.replace("127.0.0.1", "localhost"), ssl_check_hostname=True) as client:
             assert client.ping()
-
-
-# -- a sentinel ----------------------------------------------------------------------------------------------------
 
 
 def test_a_sentinel_fails_over_and_keeps_the_data(redis_sentinel: RedisSentinel) -> None:

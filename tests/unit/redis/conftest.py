@@ -1,4 +1,4 @@
-"""Links and subscribers of a test, which are closed with it."""
+"""Links and subscribers of a test, which are closed with it, and how they are watched."""
 
 from __future__ import annotations
 
@@ -13,6 +13,7 @@ from tests.services import Proxy, RedisServer
 
 from celeriac.redis.link import Link
 from celeriac.redis.server import Server
+from celeriac.redis.subscriber import Subscriber
 
 #: Seconds of silence after which servers of these tests count as gone.
 PATIENCE = 0.5
@@ -82,3 +83,56 @@ async def no_stalls(longest: float = 0.1) -> AsyncIterator[None]:
         beating.cancel()
     assert max(computed) < longest
     assert max(passed) < 1
+
+
+class Inbox:
+    """A callback whose calls a test awaits."""
+
+    def __init__(self) -> None:
+        self._messages: asyncio.Queue[bytes] = asyncio.Queue()
+
+    def __call__(self, message: bytes = b"") -> None:
+        self._messages.put_nowait(message)
+
+    async def next(self, timeout: float = 5) -> bytes:
+        return await asyncio.wait_for(self._messages.get(), timeout)
+
+    def __len__(self) -> int:
+        return self._messages.qsize()
+
+
+@pytest.fixture
+async def subscriber(redis_server: RedisServer) -> AsyncIterator[Subscriber]:
+    subscriber = Subscriber(server_at(redis_server.url))
+    yield subscriber
+    await leave(subscriber)
+
+
+@pytest.fixture
+async def remote_subscriber(proxy: Proxy) -> AsyncIterator[Subscriber]:
+    """A subscriber through a network that can fail."""
+    subscriber = Subscriber(server_at(f"redis://{proxy.host}:{proxy.port}"))
+    yield subscriber
+    await leave(subscriber)
+
+
+async def leave(subscriber: Subscriber) -> None:
+    """End what a test has left."""
+    for channel, callbacks in list(subscriber._callbacks.items()):
+        for callback in list(callbacks):
+            subscriber._leave(channel, callback)
+    if subscriber._runner is not None:
+        subscriber._runner.cancel()
+        await asyncio.wait([subscriber._runner])
+
+
+async def publish(server: RedisServer, channel: str, message: str) -> int:
+    """How many heard it."""
+    return await asyncio.to_thread(server.command, "PUBLISH", channel, message)
+
+
+async def until(condition: Callable[[], Any]) -> None:
+    """For what the server does when a connection ends: it tells nobody."""
+    async with asyncio.timeout(5):
+        while not await asyncio.to_thread(condition):
+            await asyncio.sleep(0.005)

@@ -12,7 +12,7 @@ import pytest
 import redis
 from redis import exceptions
 from tests.services import Proxy, RedisServer
-from tests.unit.redis.conftest import OpenLink, no_stalls, server_at
+from tests.unit.redis.conftest import OpenLink, no_stalls, server_at, until
 
 from celeriac.errors import BrokerUnavailable
 from celeriac.redis.link import Link
@@ -27,9 +27,6 @@ def script(text: str) -> Script:
 def commands_read(admin: redis.Redis) -> int:
     """How many times the server has read from a connection, without the question itself."""
     return int(admin.info("stats")["total_reads_processed"]) - 1
-
-
-# -- together ------------------------------------------------------------------------------------------------------
 
 
 async def test_what_is_sent_in_one_tick_is_one_write(redis_server: RedisServer, link: Link) -> None:
@@ -134,16 +131,6 @@ def test_each_loop_has_its_own_and_leaves_nothing(redis_server: RedisServer) -> 
     assert redis_server.connections() == []
 
 
-async def until(condition: Any) -> None:
-    """For what the server does when a connection ends: it tells nobody."""
-    async with asyncio.timeout(5):
-        while not await asyncio.to_thread(condition):
-            await asyncio.sleep(0.005)
-
-
-# -- scripts -------------------------------------------------------------------------------------------------------
-
-
 async def test_a_script_is_taught_once_and_then_known(redis_server: RedisServer, link: Link) -> None:
     add = script("return redis.call('INCRBY', KEYS[1], ARGV[1])")
     assert await link.run(add, ["counter"], [5]) == 5
@@ -194,9 +181,6 @@ async def test_a_script_that_was_given_up_is_not_sent(redis_server: RedisServer,
     assert await link.send("GET", "counter") is None
 
 
-# -- given up ------------------------------------------------------------------------------------------------------
-
-
 async def test_what_is_cancelled_in_its_tick_is_never_written(link: Link) -> None:
     await link.send("PING")
     sent = [link.send("INCR", "counter") for _ in range(10)]
@@ -231,9 +215,6 @@ async def test_what_is_cancelled_after_it_was_written_leaves_the_others_in_order
         future.cancel()
     assert [await future for future in sent[1::2]] == [b"1", b"3", b"5", b"7", b"9"]
     assert await remote.send("ECHO", "last") == b"last"
-
-
-# -- opened and closed ---------------------------------------------------------------------------------------------
 
 
 async def test_a_link_that_is_not_open_says_so(redis_server: RedisServer) -> None:
@@ -288,9 +269,6 @@ async def test_a_link_can_be_opened_again_even_while_it_closes(link: Link) -> No
     assert await link.send("PING") == b"PONG"
     await closing
     assert await link.send("PING") == b"PONG"
-
-
-# -- a loop that is free -------------------------------------------------------------------------------------------
 
 
 async def test_a_flood_does_not_stall_the_loop(link: Link) -> None:

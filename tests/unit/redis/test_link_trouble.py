@@ -21,9 +21,6 @@ async def failure(link: Link, *command: object) -> BrokerUnavailable:
     return caught.value
 
 
-# -- gone ----------------------------------------------------------------------------------------------------------
-
-
 async def test_a_restart_between_two_commands_is_not_noticed(redis_server: RedisServer, link: Link) -> None:
     for _ in range(3):
         assert await link.send("PING") == b"PONG"
@@ -87,9 +84,6 @@ async def test_a_host_that_has_no_address_is_named(open_link: OpenLink) -> None:
     async with no_stalls():
         error = await failure(link)
     assert "no-such-host.invalid:7000 cannot be reached" in str(error)
-
-
-# -- silent --------------------------------------------------------------------------------------------------------
 
 
 async def test_a_silent_server_is_given_up_in_time_and_found_again(
@@ -171,9 +165,6 @@ async def test_a_silent_server_that_is_sent_much_is_given_up_too(
     assert await link.send("PING") == b"PONG"
 
 
-# -- cut -----------------------------------------------------------------------------------------------------------
-
-
 async def test_a_cut_connection_fails_what_was_in_flight_and_nothing_after(
     proxy: Proxy, remote: Link
 ) -> None:
@@ -197,9 +188,6 @@ async def test_a_connection_that_an_administrator_closed_is_replaced(
     for _ in range(3):
         assert await link.send("PING") == b"PONG"
         assert await asyncio.to_thread(redis_server.disconnect) == 1
-
-
-# -- not now -------------------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("way", ["command", "script"])
@@ -290,9 +278,6 @@ async def test_a_server_with_too_many_clients_is_told(redis_server: RedisServer,
     assert await link.send("PING") == b"PONG"
 
 
-# -- never ---------------------------------------------------------------------------------------------------------
-
-
 async def test_a_wrong_password_is_permanent(open_link: OpenLink) -> None:
     with RedisServer(password="right") as server:
         error = await failure(await open_link(server.url_for(password="wrong")))
@@ -356,9 +341,6 @@ async def test_a_server_that_is_no_redis_is_told(open_link: OpenLink) -> None:
         port = server.sockets[0].getsockname()[1]
         link = await open_link(f"redis://127.0.0.1:{port}")
         assert f"Redis at 127.0.0.1:{port}" in str(await failure(link))
-
-
-# -- nothing is left behind ----------------------------------------------------------------------------------------
 
 
 def open_files() -> int:

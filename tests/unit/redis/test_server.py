@@ -126,9 +126,6 @@ def test_without_the_driver_the_extra_is_named(monkeypatch: pytest.MonkeyPatch) 
         Server.from_url("redis://")
 
 
-# -- they lead there -----------------------------------------------------------------------------------------------
-
-
 @pytest.mark.parametrize("way", ["port", "valkey", "localhost", "unix", "redis+socket", "database", "option"])
 async def test_each_url_leads_to_its_server_and_database(
     redis_server: RedisServer, open_link: OpenLink, way: str
