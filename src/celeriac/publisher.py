@@ -109,44 +109,59 @@ class Publisher:
 
     async def _send(self, calls: Sequence[Call], deadline: float, *, forget: bool = True) -> None:
         started = time.perf_counter()
+        until = asyncio.get_running_loop().time() + deadline
         publications = [call.publication for call in calls]
         # Both begin in the same tick: where broker and store are one server, this is one round trip. The order does
         # not matter, because the record's first transition only fills in what a quick worker has left open.
         recorded = asyncio.ensure_future(self._record(calls))
         published = asyncio.ensure_future(self._broker.publish(publications))
         try:
-            async with asyncio.timeout(deadline):
+            async with asyncio.timeout_at(until):
                 await published
-                await asyncio.shield(recorded)
+                complaint = await asyncio.shield(recorded)
         except TimeoutError:
             # Perhaps it is the broker's by now: the record stays, and the task with this id may yet run.
             raise PublishTimeout(
                 f"The broker did not confirm within {deadline:g} seconds; the task may or may not have been enqueued."
             ) from None
         except Exception:
-            recorded.cancel()
             if forget:
-                await self._forget(calls)
+                await self._forget(calls, recorded, until)
+            else:
+                recorded.cancel()
             raise
+        if complaint is not None:
+            # The tasks are the broker's and will run; the worker makes up for the record when it starts them.
+            logger.warning("The store did not record %d enqueued tasks: %s", len(calls), complaint)
         if self._hooks:
             self._observe(Published(tuple(call.task_id for call in calls), time.perf_counter() - started))
 
-    async def _record(self, calls: Sequence[Call]) -> None:
+    async def _record(self, calls: Sequence[Call]) -> Exception | None:
+        """Start the records. What keeps the store from it is no reason not to publish, and is returned."""
         try:
             await self._store.transition([call.record for call in calls])
         except StoreError as exc:
-            # The tasks are the broker's and will run; the worker makes up for the record when it starts them.
-            logger.warning("The store did not record %d enqueued tasks: %s", len(calls), exc)
-        except Exception:
-            logger.exception("%d enqueued tasks were not recorded", len(calls))
+            return exc
+        except Exception as exc:
+            logger.exception("%d tasks were not recorded", len(calls))
+            return exc
+        return None
 
-    async def _forget(self, calls: Sequence[Call]) -> None:
+    async def _forget(
+        self, calls: Sequence[Call], recorded: asyncio.Future[Exception | None], until: float
+    ) -> None:
+        """Delete the records of tasks that were not published, if there are any, by this time of the loop."""
+        # Only records that these calls have made: an id of the caller's own may have had one before.
+        fresh = [call.task_id for call in calls if call.fresh]
         try:
-            # Only records that these calls have made: an id of the caller's own may have had one before.
-            await self._store.forget([call.task_id for call in calls if call.fresh])
-        except StoreError as exc:
+            async with asyncio.timeout_at(until):
+                if await asyncio.shield(recorded) is None:
+                    await self._store.forget(fresh)
+        except (StoreError, TimeoutError) as exc:
             logger.warning(
-                "The store kept the records of %d tasks that were not enqueued: %s", len(calls), exc
+                "The store kept the records of %d tasks that were not enqueued: %s",
+                len(calls),
+                exc if str(exc) else "it did not answer before the deadline",
             )
 
     def _observe(self, event: Published) -> None:
