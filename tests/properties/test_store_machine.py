@@ -1,4 +1,4 @@
-"""Whatever happens to a few tasks, in whatever batches: the store in memory and the one in SQLite tell the same."""
+"""Whatever happens to a few tasks, in whatever batches: the stores in memory, SQLite and Redis tell the same."""
 
 from __future__ import annotations
 
@@ -78,12 +78,17 @@ async def _observe(store: Store, steps: list[tuple[str, Any]]) -> Any:
     return counts, records, events, listed, set(await store.cancelled(_IDS))
 
 
-@pytest.fixture(scope="module")
-def stores(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[asyncio.Runner, Store, Store]]:
+@pytest.fixture(scope="module", params=["sqlite", "redis"])
+def stores(
+    request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory
+) -> Iterator[tuple[asyncio.Runner, Store, Store]]:
     """The same two stores for every example: to make a database takes longer than an example."""
-    folder = tmp_path_factory.mktemp("machine")
+    if request.param == "sqlite":
+        url = f"sqlite:///{tmp_path_factory.mktemp('machine')}/celery.db"
+    else:
+        url = request.getfixturevalue("redis_url")
     with asyncio.Runner() as runner:
-        pair = store_for("memory://machine"), store_for(f"sqlite:///{folder}/celery.db")
+        pair = store_for(f"memory://machine-{request.param}"), store_for(url)
         for store in pair:
             runner.run(store.open())
         yield runner, *pair
@@ -93,11 +98,11 @@ def stores(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[asyncio.R
 
 @settings(max_examples=100, deadline=None, phases=[Phase.explicit, Phase.reuse, Phase.generate, Phase.shrink])
 @given(steps=_steps)
-def test_memory_and_sqlite_agree(
+def test_every_store_agrees_with_the_one_in_memory(
     stores: tuple[asyncio.Runner, Store, Store], steps: list[tuple[str, Any]]
 ) -> None:
     runner, *pair = stores
     for store in pair:
         runner.run(store.forget(_IDS))
-    in_memory, in_sqlite = (runner.run(_observe(store, steps)) for store in pair)
-    assert in_sqlite == in_memory
+    in_memory, elsewhere = (runner.run(_observe(store, steps)) for store in pair)
+    assert elsewhere == in_memory

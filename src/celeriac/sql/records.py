@@ -17,6 +17,7 @@ from celeriac.sql.batch import dump
 from celeriac.sql.functions import decoded, gather_bytes, load_bytes, micros, strings
 from celeriac.sql.tables import event, is_unsuccessful, task_record
 from celeriac.sql.transitions import execute_batch
+from celeriac.sql.triggers import attempts_after
 
 __all__ = [
     "EVENT_COLUMNS",
@@ -188,6 +189,10 @@ _revoke = (
         result=sa.bindparam("result", type_=sa.LargeBinary()),
         traceback=sa.null(),
         error=sa.bindparam("error", type_=sa.Text()),
+        # An attempt that was under way when the record started over is over now.
+        attempts=sa.text(
+            attempts_after("attempts", status="'REVOKED'", retries="0", worker="''", at="0", error=":error")
+        ),
         date_done=sa.bindparam("date_done", type_=sa.DateTime()),
         finished_at=_now,
         changed_at=_now,

@@ -66,7 +66,7 @@ end
 
 local function start_over(task, step)
   local row = task.row
-  for _, place in ipairs({ ETA, EXPIRES, STARTED, FINISHED, WORKER, CHILDREN, OPEN, CANCEL, STOCK, PROGRESS }) do
+  for _, place in ipairs({ ETA, EXPIRES, STARTED, FINISHED, WORKER, CHILDREN, CANCEL, STOCK, PROGRESS }) do
     row[place] = ''
   end
   row[RETRIES] = '0'
