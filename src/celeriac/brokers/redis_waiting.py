@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import logging
 import math
 from collections.abc import Awaitable, Callable, Iterator, Sequence
 from typing import TYPE_CHECKING
@@ -23,6 +24,8 @@ if TYPE_CHECKING:
     from redis.asyncio.connection import AbstractConnection
 
 __all__ = ["Waiting"]
+
+logger = logging.getLogger("celeriac.redis")
 
 #: Queues that have a sentry, each with a connection; the others are looked at.
 _SENTRIES = 8
@@ -67,6 +70,7 @@ class _Sentry:
         self._alarms: set[_Alarm] = set()
         self._task: asyncio.Task[None] | None = None
         self._connection: AbstractConnection | None = None
+        self._closing = False
 
     def arm(self, alarm: _Alarm) -> None:
         """Ring when the list has something; at once, if it has."""
@@ -78,22 +82,21 @@ class _Sentry:
         """Ring no more."""
         self._alarms.discard(alarm)
 
-    @property
-    def idle(self) -> bool:
-        """Whether nobody waits, and nothing is under way."""
-        return self._task is None and not self._alarms
-
     async def close(self) -> None:
         """Disconnect."""
-        if self._task is not None:
-            self._task.cancel()
-            await asyncio.wait([self._task])
-            self._task = None
+        self._closing = True
+        task = self._task
+        if task is not None:
+            task.cancel()
+        # Before waiting: asyncio.wait_for, with which redis-py writes, may swallow a cancellation before Python 3.12.
         await self._disconnect()
+        if task is not None:
+            await asyncio.wait([task])
+            await self._disconnect()  # what was being made meanwhile
 
     async def _watch(self) -> None:
         try:
-            while self._alarms:
+            while self._alarms and not self._closing:
                 if await self._block():
                     self._end(_Alarm.ring)
                     return
@@ -118,7 +121,7 @@ class _Sentry:
         except Exception as exc:
             await self._disconnect()
             # A connection that nobody used for a while may have been closed for that.
-            if not used or isinstance(exc, TimeoutError):
+            if not used or self._closing or isinstance(exc, TimeoutError):
                 raise
         return await self._ask()
 
@@ -157,7 +160,7 @@ class Waiting:
         self._look = look
         self._sentries: dict[str, _Sentry] = {}
         self._alarms: dict[bytes, set[_Alarm]] = {}
-        self._subscribing = asyncio.Lock()
+        self._subscribing: asyncio.Task[None] | None = None
         self._stops: list[Callable[[], None]] = []
 
     async def wait(self, queues: Sequence[str], timeout: float | None) -> None:
@@ -166,12 +169,12 @@ class Waiting:
         deadline = math.inf if timeout is None else loop.time() + timeout
         alarm = _Alarm()
         with self._registered(queues, alarm) as sentries:
-            await self._subscribe()
+            self._subscribe()
             while True:
                 alarm.event.clear()
                 for sentry in sentries:
                     sentry.arm(alarm)
-                # After the subscription and the arming, so that nothing is missed.
+                # After the arming, and again when the subscription is confirmed, so that nothing is missed.
                 pause = await self._look(queues)
                 seconds = min(pause, _LOOK, deadline - loop.time())
                 if seconds > 0:
@@ -185,10 +188,13 @@ class Waiting:
 
     async def close(self) -> None:
         """Leave no connection and no task behind."""
-        async with self._subscribing:
-            stops, self._stops = self._stops, []
-            for stop in stops:
-                stop()
+        if self._subscribing is not None:
+            self._subscribing.cancel()
+            await asyncio.wait([self._subscribing])
+            self._subscribing = None
+        stops, self._stops = self._stops, []
+        for stop in stops:
+            stop()
         sentries, self._sentries = self._sentries, {}
         for sentry in sentries.values():
             await sentry.close()
@@ -218,14 +224,23 @@ class Waiting:
             sentry = self._sentries[queue] = _Sentry(self._server, self._layout.plain_list_of(queue))
         return sentry
 
-    async def _subscribe(self) -> None:
-        if self._stops:
+    def _subscribe(self) -> None:
+        """Begin to listen, unless that was done. Until it has succeeded, looking has to do."""
+        if self._subscribing is None:
+            self._subscribing = asyncio.get_running_loop().create_task(self._listen())
+
+    async def _listen(self) -> None:
+        subscriber = Subscriber.shared(self._server)
+        try:
+            stop = await subscriber.listen(self._layout.wake, self._hear)
+        except BrokerUnavailable as exc:
+            if exc.permanent:
+                logger.warning("Delays and priorities are noticed %g s late: %s", _LOOK, exc)
+            else:
+                self._subscribing = None
             return
-        async with self._subscribing:
-            if not self._stops:
-                subscriber = Subscriber.shared(self._server)
-                stop = await subscriber.listen(self._layout.wake, self._hear)
-                self._stops = [stop, subscriber.on_gap(self._hear_everything)]
+        self._stops = [stop, subscriber.on_gap(self._hear_everything)]
+        self._hear_everything()
 
     def _hear(self, queue: bytes) -> None:
         for alarm in self._alarms.get(queue, ()):
