@@ -8,7 +8,7 @@ import itertools
 import logging
 import weakref
 from collections import Counter
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Callable, Collection
 from typing import TYPE_CHECKING, ClassVar
 
 from celeriac.errors import BrokerUnavailable
@@ -57,6 +57,7 @@ class Subscriber:
         self._resuming: set[bytes] = set()  # not heard again yet since the connection was lost
         self._heard = False  # anything at all on this connection
         self._silence = 0.0  # seconds
+        self._pinged = False  # and not been answered
         self._touched: set[bytes] = set()  # who listens to these has changed
         self._changed = asyncio.Event()
 
@@ -124,6 +125,7 @@ class Subscriber:
     async def _run(self) -> None:
         delay, longest = _BACKOFF
         lost = False
+        spared: set[asyncio.Future[None]] = set()
         while self._callbacks or self._waiting:
             try:
                 async with self._connected() as connection:
@@ -132,8 +134,12 @@ class Subscriber:
                     break
             except Exception as exc:  # noqa: BLE001 - told apart by unavailable
                 error = unavailable(exc, self.server)
-                if not self._fail(error) and self._heard:
+                if self._heard:
+                    # It may have been dead for a while: who wants to listen since then gets one more attempt.
                     logger.warning("Messages cannot be heard, connecting again: %s", error)
+                    spared = self._fail(error, spare=spared)
+                else:
+                    self._fail(error)
             if self._heard:
                 delay, lost, self._heard = _BACKOFF[0], True, False
             await asyncio.sleep(delay)
@@ -183,9 +189,11 @@ class Subscriber:
         touched, self._touched = self._touched, set()
         new = [channel for channel in touched if channel in self._callbacks and channel not in self._asked]
         old = [channel for channel in touched if channel not in self._callbacks and channel in self._asked]
+        if not (self._owed or self._pinged):
+            # Only then: those who come later give a silent server no more time.
+            self._silence = 0.0
         self._asked.update(new)
         self._owed.update(new)
-        self._silence = 0.0
         self._asked.difference_update(old)
         self._confirmed.difference_update(old)
         for command, channels in (("SUBSCRIBE", new), ("UNSUBSCRIBE", old)):
@@ -196,20 +204,20 @@ class Subscriber:
     async def _read(self, connection: AbstractConnection) -> None:
         patience = self.server.reply_timeout
         look = patience / _LOOKS
-        self._silence, pinged = 0.0, False
+        self._silence, self._pinged = 0.0, False
         for count in itertools.count(1):
             if count % _AT_ONCE == 0:
                 await asyncio.sleep(0)
             reply = await connection.read_response(timeout=look, disconnect_on_error=False)
             if reply is not None:
-                self._silence, pinged, self._heard = 0.0, False, True
+                self._silence, self._pinged, self._heard = 0.0, False, True
                 self._handle(reply)
                 continue
             self._silence += look
-            if self._silence >= patience * 0.99 and (pinged or self._owed):
+            if self._silence >= patience * 0.99 and (self._pinged or self._owed):
                 raise TimeoutError
-            if self._silence >= _QUIET and not pinged:
-                self._silence, pinged = 0.0, True
+            if self._silence >= _QUIET and not self._pinged:
+                self._silence, self._pinged = 0.0, True
                 await connection.send_packed_command(connection.pack_command("PING"), check_health=False)
 
     def _handle(self, reply: list[bytes]) -> None:
@@ -240,13 +248,20 @@ class Subscriber:
 
     # -- trouble -------------------------------------------------------------------------------------------------
 
-    def _fail(self, error: BrokerUnavailable) -> bool:
-        """Tell those who wait for a confirmation. Whether there was anybody."""
-        waiting, self._waiting = self._waiting, {}
-        futures = [future for each in waiting.values() for future in each if not future.done()]
+    def _fail(
+        self, error: BrokerUnavailable, spare: Collection[asyncio.Future[None]] | None = None
+    ) -> set[asyncio.Future[None]]:
+        """Tell those who wait for a confirmation, or, with ``spare``, none unless one of these is among them.
+
+        Returns who still waits. A refusal is for all.
+        """
+        futures = {future for each in self._waiting.values() for future in each if not future.done()}
+        if spare is not None and not error.permanent and futures.isdisjoint(spare):
+            return futures
+        self._waiting = {}
         for future in futures:
             future.set_exception(again(error))
-        return bool(futures)
+        return set()
 
     def _resumed(self, channel: bytes) -> None:
         """A channel is heard again after a gap, or nobody listens to it any more. With the last one, tell."""

@@ -187,6 +187,24 @@ async def test_a_network_that_went_silent_is_noticed_and_told(
     assert await inbox.next() == b"back"
 
 
+async def test_who_listens_on_a_dead_connection_is_served_by_the_next(
+    proxy: Proxy, remote_subscriber: Subscriber, redis_server: RedisServer
+) -> None:
+    await remote_subscriber.listen("news", Inbox())
+    proxy.blackhole()
+    started = time.monotonic()
+    # Again and again, so that the server always owes an answer to somebody who has just come.
+    listening = []
+    for number in range(4):
+        listening.append(asyncio.create_task(remote_subscriber.listen(f"other-{number}", inbox := Inbox())))
+        await asyncio.sleep(PATIENCE / 5)
+    await proxy.heal()
+    await asyncio.gather(*listening)
+    assert time.monotonic() - started < 2 * PATIENCE
+    await publish(redis_server, "other-3", "heard")
+    assert await inbox.next() == b"heard"
+
+
 async def test_silence_alone_is_no_trouble(
     proxy: Proxy, remote_subscriber: Subscriber, redis_server: RedisServer, monkeypatch: pytest.MonkeyPatch
 ) -> None:
