@@ -1,4 +1,4 @@
-"""Several processes on one SQLite file: everybody is woken soon, and nothing is lost."""
+"""Several processes on one SQLite file, or one Redis server: everybody is woken soon, and nothing is lost."""
 
 from __future__ import annotations
 
@@ -9,6 +9,7 @@ import time
 from collections.abc import AsyncIterator
 
 import pytest
+import redis
 
 from celeriac.stores.base import Store
 from celeriac.stores.records import RecordFilter
@@ -62,16 +63,26 @@ async def _start(script: str, *arguments: str) -> asyncio.subprocess.Process:
     )
 
 
+@pytest.fixture(params=["sqlite", "redis"])
+def url(request: pytest.FixtureRequest, database_url: str) -> str:
+    if request.param == "sqlite":
+        return database_url
+    redis_url: str = request.getfixturevalue("redis_url")
+    with redis.Redis.from_url(redis_url) as client:
+        client.flushdb()
+    return redis_url
+
+
 @pytest.fixture
-async def store(database_url: str) -> AsyncIterator[Store]:
-    made = store_for(database_url)
+async def store(url: str) -> AsyncIterator[Store]:
+    made = store_for(url)
     await made.open()
     yield made
     await made.close()
 
 
-async def test_a_watcher_wakes_within_20_ms_of_another_process(store: Store, database_url: str) -> None:
-    ender = await _start(_ENDER, database_url)
+async def test_a_watcher_wakes_within_20_ms_of_another_process(store: Store, url: str) -> None:
+    ender = await _start(_ENDER, url)
     assert ender.stdin is not None
     assert ender.stdout is not None
     await ender.stdout.readline()
@@ -89,8 +100,8 @@ async def test_a_watcher_wakes_within_20_ms_of_another_process(store: Store, dat
     assert statistics.median(delays) < 0.020
 
 
-async def test_processes_that_write_at_once_lose_nothing(store: Store, database_url: str) -> None:
-    livers = [await _start(_LIVER, database_url, f"process-{number}") for number in range(3)]
+async def test_processes_that_write_at_once_lose_nothing(store: Store, url: str) -> None:
+    livers = [await _start(_LIVER, url, f"process-{number}") for number in range(3)]
     assert [await liver.wait() for liver in livers] == [0, 0, 0]
     for number in range(3):
         page = await store.list(RecordFilter(name=f"process-{number}", state="SUCCESS"), limit=100)

@@ -12,13 +12,13 @@ from kombu.utils.encoding import bytes_to_str
 from kombu.utils.objects import cached_property
 
 from celeriac.backends.recording import RecordingBackend
-from celeriac.errors import StoreUnavailable
 from celeriac.redis.scripts import Script
 from celeriac.redis.server import REPLY_TIMEOUT, Server
 from celeriac.redis.trouble import unavailable
 from celeriac.redis.urls import celery_url
 from celeriac.stores import redis_layout as layout
 from celeriac.stores.records import Transition
+from celeriac.stores.redis_errors import store_error
 from celeriac.stores.rows import micros
 
 __all__ = ["RedisBackend", "SentinelBackend"]
@@ -110,10 +110,7 @@ class _RecordingRedisBackend(RecordingBackend):
         try:
             yield
         except (RedisError, OSError) as exc:
-            trouble = unavailable(exc, self._server)
-            error = StoreUnavailable(str(trouble))
-            error.permanent = trouble.permanent
-            raise error from exc
+            raise store_error(unavailable(exc, self._server)) from exc
 
 
 class RedisBackend(_RecordingRedisBackend, stock.RedisBackend):  # type: ignore[misc]

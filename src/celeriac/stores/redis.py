@@ -7,17 +7,18 @@ import builtins
 import hashlib
 import logging
 import time
-from collections.abc import AsyncIterator, Collection, Iterable, Iterator, Mapping, Sequence
-from contextlib import AsyncExitStack, asynccontextmanager, contextmanager
+from collections.abc import Collection, Iterable, Mapping, Sequence
+from contextlib import AbstractAsyncContextManager
 from typing import Any
 
-from celeriac.errors import BrokerUnavailable, StoreUnavailable
+from celeriac.errors import StoreUnavailable
 from celeriac.redis.link import Link
 from celeriac.redis.scripts import Script
 from celeriac.redis.server import Server
 from celeriac.stores import redis_layout as layout
 from celeriac.stores.base import CancellationFeed, Store, Watch
 from celeriac.stores.records import EventDraft, RecordFilter, RecordPage, TaskEvent, TaskRecord, Transition
+from celeriac.stores.redis_errors import store_errors
 from celeriac.stores.redis_list import Listing
 from celeriac.stores.redis_rows import Kept, news, stock_step, to_redis_event, to_redis_record
 from celeriac.stores.redis_watch import Watchers
@@ -69,7 +70,7 @@ class RedisStore(Store):
         watchers, self._watchers = self._watchers, None
         trimming, self._trimming = self._trimming, None
         if watchers is not None:
-            watchers.close()
+            await watchers.close()
         if trimming is not None:
             trimming.cancel()
             await asyncio.wait([trimming])
@@ -157,14 +158,8 @@ class RedisStore(Store):
             texts = log.split(b"\n")[first : first + limit]
         return [to_redis_event(first + place, task_id, each) for place, each in enumerate(texts, 1)]
 
-    @asynccontextmanager
-    async def watch(self, task_id: str, *, until_ready: bool = False) -> AsyncIterator[Watch]:
-        self._opened()
-        assert self._watchers is not None
-        async with AsyncExitStack() as stack:
-            with _store_errors():
-                flag = await stack.enter_async_context(self._watchers.flag(task_id, until_ready=until_ready))
-            yield flag
+    def watch(self, task_id: str, *, until_ready: bool = False) -> AbstractAsyncContextManager[Watch]:
+        return self._waiting().flag(task_id, until_ready=until_ready)
 
     async def request_cancel(self, task_ids: Sequence[str]) -> Collection[str]:
         if not task_ids:
@@ -175,18 +170,12 @@ class RedisStore(Store):
     async def cancelled(self, task_ids: Sequence[str]) -> Collection[str]:
         if not task_ids:
             return set()
-        with _store_errors():
+        with store_errors():
             scores = await self._opened().send("ZMSCORE", f"{self._prefix}celeriac:cancelled", *task_ids)
         return {task_id for task_id, score in zip(task_ids, scores, strict=True) if score is not None}
 
-    @asynccontextmanager
-    async def cancellations(self) -> AsyncIterator[CancellationFeed]:
-        self._opened()
-        assert self._watchers is not None
-        async with AsyncExitStack() as stack:
-            with _store_errors():
-                feed = await stack.enter_async_context(self._watchers.feed())
-            yield feed
+    def cancellations(self) -> AbstractAsyncContextManager[CancellationFeed]:
+        return self._waiting().feed()
 
     async def forget(self, task_ids: Sequence[str]) -> int:
         if not task_ids:
@@ -224,9 +213,14 @@ class RedisStore(Store):
             raise StoreUnavailable(f"The store {self._server} is not open.")
         return self._link
 
+    def _waiting(self) -> Watchers:
+        self._opened()
+        assert self._watchers is not None
+        return self._watchers
+
     async def _run(self, script: Script, arguments: Sequence[Any]) -> Any:
         started = self._opened().start(script, (), arguments)
-        with _store_errors():
+        with store_errors():
             return await started
 
 
@@ -251,13 +245,3 @@ class _Lookup:
             self.future.set_exception(exc)
         else:
             self.future.set_result(reading.result())
-
-
-@contextmanager
-def _store_errors() -> Iterator[None]:
-    try:
-        yield
-    except BrokerUnavailable as exc:
-        error = StoreUnavailable(str(exc))
-        error.permanent = exc.permanent
-        raise error from exc

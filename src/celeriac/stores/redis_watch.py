@@ -4,14 +4,15 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections import defaultdict
 from collections.abc import AsyncIterator, Callable
-from contextlib import asynccontextmanager
+from contextlib import AbstractAsyncContextManager, asynccontextmanager
 
 from celeriac.errors import BrokerUnavailable
 from celeriac.redis.link import Link
 from celeriac.redis.subscriber import Subscriber
+from celeriac.stores.base import Watch
 from celeriac.stores.flags import Feed, Flag
+from celeriac.stores.redis_errors import store_errors
 from celeriac.stores.redis_rows import status_in
 
 __all__ = ["Watchers"]
@@ -21,96 +22,82 @@ logger = logging.getLogger("celeriac.stores")
 #: Seconds by which what is read again after a gap reaches back beyond its beginning.
 _MARGIN = 60
 
+Stop = Callable[[], None]
+
 
 class Watchers:
-    """The waiters of one store. All methods belong to its loop. Raises BrokerUnavailable."""
+    """The waiters of one store. All methods belong to its loop."""
 
     def __init__(self, link: Link, prefix: str) -> None:
+        self.subscriber = Subscriber.shared(link.server)
+        self.prefix = prefix
+        self.watchings: dict[str, list[_Watching]] = {}
         self._link = link
-        self._subscriber = Subscriber.shared(link.server)
-        self._prefix = prefix
-        self._flags: defaultdict[str, list[Flag]] = defaultdict(list)
         self._feeds: list[Feed] = []
-        self._forgotten: asyncio.Task[Callable[[], None]] | None = None
-        self._stops: list[Callable[[], None]] = [self._subscriber.on_gap(self._on_gap)]
+        self._forgotten: asyncio.Task[Stop] | None = None
+        self._stop_gaps = self.subscriber.on_gap(self._on_gap)
         self._catching_up: asyncio.Task[None] | None = None
         self._heard_at = 0
 
-    @asynccontextmanager
-    async def flag(self, task_id: str, *, until_ready: bool) -> AsyncIterator[Flag]:
-        """A flag for what happens to the task from now on."""
-        flag = Flag(until_ready)
-
-        def see(message: bytes) -> None:
-            state = status_in(message)
-            if state is None or flag.concerned("state", state):
-                flag.lift()
-
-        listening = [
-            self._listen_to_forgotten(),
-            asyncio.ensure_future(self._subscriber.listen(f"{self._prefix}celery-task-meta-{task_id}", see)),
-        ]
-        if not until_ready:
-            channel = f"{self._prefix}celeriac:events:{task_id}"
-            listening.append(
-                asyncio.ensure_future(self._subscriber.listen(channel, lambda _message: flag.lift()))
-            )
-        self._flags[task_id].append(flag)
-        try:
-            await _all(listening)
-            yield flag
-        finally:
-            self._flags[task_id].remove(flag)
-            if not self._flags[task_id]:
-                del self._flags[task_id]
-            _stop(listening[1:])
+    def flag(self, task_id: str, *, until_ready: bool) -> AbstractAsyncContextManager[Watch]:
+        """A flag for what happens to the task from now on. Entering it raises StoreUnavailable."""
+        return _Watching(self, task_id, until_ready)
 
     @asynccontextmanager
     async def feed(self) -> AsyncIterator[Feed]:
-        """A feed of what is cancelled from now on."""
+        """A feed of what is cancelled from now on. Raises StoreUnavailable."""
         feed = Feed()
-        listening = asyncio.ensure_future(
-            self._subscriber.listen(
-                f"{self._prefix}celeriac:cancelled", lambda message: feed.add([message.decode()])
-            )
-        )
-        try:
+        with store_errors():
             seconds, _ = await self._link.send("TIME")
             self._heard_at = max(self._heard_at, int(seconds))
-            await _all([listening])
-            self._feeds.append(feed)
+            stop = await self.subscriber.listen(
+                f"{self.prefix}celeriac:cancelled", lambda message: feed.add([message.decode()])
+            )
+        self._feeds.append(feed)
+        try:
             yield feed
         finally:
-            if feed in self._feeds:
-                self._feeds.remove(feed)
-            _stop([listening])
+            self._feeds.remove(feed)
+            stop()
 
-    def close(self) -> None:
+    async def close(self) -> None:
         """Wake everybody, so that they find out for themselves what has become of the store; and listen no more."""
         self._lift_all()
-        for stop in self._stops:
-            stop()
-        if self._forgotten is not None:
-            _stop([self._forgotten])
-        if self._catching_up is not None:
-            self._catching_up.cancel()
+        self._stop_gaps()
+        tasks = [task for task in (self._forgotten, self._catching_up) if task is not None]
+        for task in tasks:
+            task.cancel()
+        if tasks:
+            await asyncio.wait(tasks)
+        if (
+            self._forgotten is not None
+            and not self._forgotten.cancelled()
+            and not self._forgotten.exception()
+        ):
+            self._forgotten.result()()
 
-    def _listen_to_forgotten(self) -> asyncio.Task[Callable[[], None]]:
-        # Once for all tasks, and for as long as the store is open: so there is a connection when the next one waits.
-        if self._forgotten is None or (self._forgotten.done() and self._forgotten.exception()):
-            self._forgotten = asyncio.ensure_future(
-                self._subscriber.listen(f"{self._prefix}celeriac:forgotten", self._on_forgotten)
-            )
-        return self._forgotten
+    async def listen_to_forgotten(self) -> None:
+        """Hear of deleted records: once for all tasks, and for as long as the store is open.
+
+        So there is a connection already when the next one waits.
+        """
+        while self._forgotten is None or not self._forgotten.done():
+            if self._forgotten is None:
+                listening = self.subscriber.listen(f"{self.prefix}celeriac:forgotten", self._on_forgotten)
+                self._forgotten = asyncio.get_running_loop().create_task(listening)
+            await asyncio.wait([self._forgotten])
+        if not self._forgotten.cancelled() and (error := self._forgotten.exception()) is not None:
+            self._forgotten = None
+            raise error
 
     def _on_forgotten(self, message: bytes) -> None:
-        for flag in self._flags.get(message.decode(), ()):
-            flag.lift()
+        for watching in self.watchings.get(message.decode(), ()):
+            watching.flag.lift()
 
     def _lift_all(self) -> None:
-        for flags in self._flags.values():
-            for flag in flags:
-                flag.lift()
+        for watchings in self.watchings.values():
+            for watching in watchings:
+                watching.flag.lift()
 
     def _on_gap(self) -> None:
         self._lift_all()
@@ -119,30 +106,75 @@ class Watchers:
 
     async def _catch_up(self) -> None:
         """Read what was cancelled while the connection was lost."""
+        key = f"{self.prefix}celeriac:cancelled"
+        now = self._link.send("TIME")
+        marked = self._link.send("ZRANGEBYSCORE", key, self._heard_at - _MARGIN, "+inf")
         try:
-            (seconds, _), marked = await asyncio.gather(
-                self._link.send("TIME"),
-                self._link.send(
-                    "ZRANGEBYSCORE", f"{self._prefix}celeriac:cancelled", self._heard_at - _MARGIN, "+inf"
-                ),
-            )
+            seconds, _ = await now
+            cancelled = [task_id.decode() for task_id in await marked]
         except BrokerUnavailable as exc:
             logger.warning("What was cancelled meanwhile cannot be read: %s", exc)
             return
         self._heard_at = int(seconds)
         for feed in self._feeds:
-            feed.add(task_id.decode() for task_id in marked)
+            feed.add(cancelled)
 
 
-async def _all(listening: list[asyncio.Task[Callable[[], None]]]) -> None:
-    for outcome in await asyncio.gather(*map(asyncio.shield, listening), return_exceptions=True):
-        if isinstance(outcome, BaseException):
-            raise outcome
+class _Watching(AbstractAsyncContextManager[Watch]):
+    """One who waits for one task. There may be many thousands: everything that they share is elsewhere."""
 
+    __slots__ = ("_stops", "_task_id", "_until_ready", "_watchers", "flag")
 
-def _stop(listening: list[asyncio.Task[Callable[[], None]]]) -> None:
-    for task in listening:
-        if not task.done():
-            task.cancel()
-        elif not task.cancelled() and task.exception() is None:
-            task.result()()
+    def __init__(self, watchers: Watchers, task_id: str, until_ready: bool) -> None:
+        self._watchers = watchers
+        self._task_id = task_id
+        self._until_ready = until_ready
+        self._stops: list[Stop] = []
+        self.flag = Flag(until_ready)
+
+    async def __aenter__(self) -> Watch:
+        self._watchers.watchings.setdefault(self._task_id, []).append(self)
+        try:
+            with store_errors():
+                await self._listen()
+        except BaseException:
+            self._leave()
+            raise
+        return self.flag
+
+    async def __aexit__(self, *_exc: object) -> None:
+        self._leave()
+
+    async def _listen(self) -> None:
+        watchers = self._watchers
+        result = f"{watchers.prefix}celery-task-meta-{self._task_id}"
+        if self._until_ready:
+            self._stops.append(await watchers.subscriber.listen(result, self._on_result))
+        else:
+            events = f"{watchers.prefix}celeriac:events:{self._task_id}"
+            heard = await asyncio.gather(
+                watchers.subscriber.listen(result, self._on_result),
+                watchers.subscriber.listen(events, self._on_event),
+                return_exceptions=True,
+            )
+            self._stops += [stop for stop in heard if not isinstance(stop, BaseException)]
+            for error in heard:
+                if isinstance(error, BaseException):
+                    raise error
+        await watchers.listen_to_forgotten()
+
+    def _on_result(self, message: bytes) -> None:
+        state = status_in(message)
+        if state is None or self.flag.concerned("state", state):
+            self.flag.lift()
+
+    def _on_event(self, _message: bytes) -> None:
+        self.flag.lift()
+
+    def _leave(self) -> None:
+        watchings = self._watchers.watchings[self._task_id]
+        watchings.remove(self)
+        if not watchings:
+            del self._watchers.watchings[self._task_id]
+        for stop in self._stops:
+            stop()
