@@ -16,13 +16,17 @@ from celeriac.redis.sentinels import find_primary
 if TYPE_CHECKING:
     from redis.asyncio.connection import AbstractConnection
 
-__all__ = ["REPLY_TIMEOUT", "SCHEMES", "Server", "transport_of"]
+__all__ = ["REPLY_TIMEOUT", "SCHEMES", "ConnectTimeout", "Server", "transport_of"]
 
 #: Schemes of URLs that mean a Redis server. Valkey speaks the same protocol.
 SCHEMES = frozenset({"redis", "rediss", "valkey", "valkeys", "unix", "redis+socket", "socket", "sentinel"})
 
-#: Seconds that a server may take for a connection, or for a reply, before it counts as gone.
+#: Seconds that a server may take for a reply before it counts as gone.
 REPLY_TIMEOUT = 5.0
+
+#: Seconds that it may take for a connection and the greetings that follow. Less, because an attempt that has fallen
+#: into a hole in the network must not hold up the next one for long once the hole is closed.
+CONNECT_TIMEOUT = 2.5
 
 _DEFAULT_PORT = 6379
 _DEFAULT_SENTINEL_PORT = 26379
@@ -51,6 +55,10 @@ _FLOATS = frozenset({"socket_timeout", "socket_connect_timeout"})
 _BOOLEANS = frozenset({"socket_keepalive", "ssl_check_hostname"})
 
 
+class ConnectTimeout(TimeoutError):
+    """The server did not take a connection, or did not answer the greetings, within ``connect_timeout``."""
+
+
 @dataclass(frozen=True, slots=True)
 class Server:
     """A Redis server, or the group of servers that sentinels watch.
@@ -67,7 +75,7 @@ class Server:
     username: str | None = None
     password: str | None = field(default=None, repr=False)
     reply_timeout: float = REPLY_TIMEOUT
-    connect_timeout: float = REPLY_TIMEOUT
+    connect_timeout: float = CONNECT_TIMEOUT
     options: tuple[tuple[str, Any], ...] = field(default=(), repr=False, compare=False)
     min_other_sentinels: int = 0
     sentinel_kwargs: tuple[tuple[str, Any], ...] = field(default=(), repr=False, compare=False)
@@ -120,23 +128,28 @@ class Server:
             tls=tls,
             username=unquote(first.username) if first.username else merged.get("username"),
             password=unquote(first.password) if first.password else merged.get("password"),
-            reply_timeout=_seconds(merged, "socket_timeout"),
-            connect_timeout=_seconds(merged, "socket_connect_timeout"),
+            reply_timeout=_seconds(merged, "socket_timeout", REPLY_TIMEOUT),
+            connect_timeout=_seconds(merged, "socket_connect_timeout", CONNECT_TIMEOUT),
             options=_passed(merged, tls=tls),
             min_other_sentinels=int(merged.get("min_other_sentinels") or 0),
             sentinel_kwargs=tuple((merged.get("sentinel_kwargs") or {}).items()),
         )
 
     async def connect(self) -> AbstractConnection:
-        """A connection of redis-py, connected; to a group's current primary. Raises what redis-py raises."""
+        """A connection of redis-py, connected; to a group's current primary.
+
+        Raises what redis-py raises, and ConnectTimeout.
+        """
         connection = self._connection(await self._primary(self.master_name) if self.master_name else None)
         try:
-            # Twice the time: for the network, and for the greetings that follow.
-            async with asyncio.timeout(self.connect_timeout * 2):
+            async with asyncio.timeout(self.connect_timeout) as limit:
                 await connection.connect()  # type: ignore[no-untyped-call]
-        except BaseException:
+                await _greet(connection)
+        except BaseException as exc:
             with contextlib.suppress(Exception):
                 await connection.disconnect(nowait=True)
+            if isinstance(exc, TimeoutError) and limit.expired():
+                raise ConnectTimeout from exc
             raise
         return connection
 
@@ -168,6 +181,16 @@ class Server:
         timeouts = {"socket_timeout": self.connect_timeout, "socket_connect_timeout": self.connect_timeout}
         options = {**timeouts, **_unannounced(), **dict(self.sentinel_kwargs)}
         return await find_primary(self.address, name, self.min_other_sentinels, options)
+
+
+async def _greet(connection: AbstractConnection) -> None:
+    """Have the server say something: a connection may lead to nobody, and without a login nothing is said at first."""
+    from redis.exceptions import NoPermissionError
+
+    await connection.send_packed_command(connection.pack_command("PING"), check_health=False)
+    # A user who may not do this is known all the same.
+    with contextlib.suppress(NoPermissionError):
+        await connection.read_response(disconnect_on_error=False)
 
 
 def transport_of(connection: AbstractConnection) -> asyncio.WriteTransport | None:
@@ -241,9 +264,9 @@ def _db(merged: Mapping[str, Any], path: str) -> int:
     return int(text)
 
 
-def _seconds(merged: Mapping[str, Any], name: str) -> float:
+def _seconds(merged: Mapping[str, Any], name: str, default: float) -> float:
     value = merged.get(name)
     try:
-        return REPLY_TIMEOUT if value is None else float(value)
+        return default if value is None else float(value)
     except ValueError:
         raise ConfigurationError(f"{name} must be a number, not {value!r}.") from None

@@ -5,7 +5,7 @@ from __future__ import annotations
 import ssl
 
 from celeriac.errors import BrokerUnavailable
-from celeriac.redis.server import Server
+from celeriac.redis.server import ConnectTimeout, Server
 
 __all__ = ["again", "unavailable"]
 
@@ -48,7 +48,8 @@ def unavailable(error: BaseException, server: Server) -> BrokerUnavailable:
         cure = " celeriac needs Redis 6.2 or newer, or Valkey." if permanent else ""
         sentence = f"{server} answered with an error: {said}.{cure}"
     elif code == "TIMEOUT":
-        sentence = f"{server} does not answer: nothing came back within {server.reply_timeout:g} seconds."
+        seconds = server.connect_timeout if isinstance(error, ConnectTimeout) else server.reply_timeout
+        sentence = f"{server} does not answer: nothing came back within {seconds:g} seconds."
     else:
         sentence = f"{server} cannot be reached: {said}"
     found = BrokerUnavailable(sentence)
