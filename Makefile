@@ -70,6 +70,6 @@ clean:
 # One that cannot be installed is skipped by the benchmarks, which say so.
 .venv-peers/%.stamp: .venv/pip.stamp pyproject.toml
 	@echo "Installing $* into .venv-peers/$*"
-	@$(BIN)/python -m venv --clear --without-pip .venv-peers/$*
+	@test -x .venv-peers/$*/bin/python || $(BIN)/python -m venv --without-pip .venv-peers/$*
 	@$(PIP) --python .venv-peers/$*/bin/python install --quiet --group peer-$* && touch $@ \
 		|| echo "$* could not be installed: the benchmarks do without it." >&2

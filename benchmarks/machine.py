@@ -21,7 +21,7 @@ __all__ = ["describe", "is_busy"]
 #: Of each peer, what decides how fast it is.
 _PEERS = {
     "arq": ("arq", "redis", "hiredis", "uvloop"),
-    "dramatiq": ("dramatiq", "redis", "hiredis"),
+    "dramatiq": ("dramatiq", "redis", "hiredis", "uvloop"),
     "saq": ("saq", "redis", "hiredis", "uvloop", "orjson"),
     "streaq": ("streaq", "coredis", "uvloop"),
     "taskiq": ("taskiq", "taskiq-redis", "redis", "hiredis", "uvloop", "orjson"),

@@ -7,12 +7,15 @@ from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 
 import dramatiq
+import uvloop
 from dramatiq.brokers.redis import RedisBroker
 from dramatiq.middleware import AsyncIO
 
 from benchmarks.apps.publishing import Publish
 
 __all__ = ["broker", "noop", "noop_in_thread", "publisher"]
+
+uvloop.install()
 
 broker = RedisBroker(url=os.environ["BENCHMARK_REDIS"], middleware=[AsyncIO()])
 dramatiq.set_broker(broker)

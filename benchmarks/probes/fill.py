@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-import asyncio
-
 from benchmarks.apps.embedded import celery
+from benchmarks.probes.loop import run
 
 __all__ = ["probe"]
 
@@ -13,7 +12,7 @@ _BATCH = 1000
 
 def probe(task: str, count: int, argument: float) -> None:
     """Enqueue ``count`` calls ``task(argument)``."""
-    asyncio.run(_fill(task, count, argument))
+    run(_fill(task, count, argument))
 
 
 async def _fill(task: str, count: int, argument: float) -> None:

@@ -7,6 +7,7 @@ import random
 import time
 
 from benchmarks.apps.embedded import celery, noop
+from benchmarks.probes.loop import run
 
 __all__ = ["probe"]
 
@@ -21,7 +22,7 @@ def probe(samples: int, pause: float) -> dict[str, list[float]]:
 
     Seconds from ``enqueue`` to the result, and from ``enqueue`` to the start in the worker.
     """
-    return asyncio.run(_measure(samples, pause))
+    return run(_measure(samples, pause))
 
 
 async def _measure(samples: int, pause: float) -> dict[str, list[float]]:

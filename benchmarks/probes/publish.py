@@ -7,6 +7,8 @@ import time
 from importlib import import_module
 from typing import Any
 
+from benchmarks.probes.loop import run
+
 __all__ = ["probe"]
 
 
@@ -15,7 +17,7 @@ def probe(app: str, count: int, requests: int, warm_up: int = 200) -> dict[str, 
 
     Wall and processor seconds, of all threads. ``warm_up`` tasks more go first and are not counted.
     """
-    return asyncio.run(_measure(import_module(app), count, requests, warm_up))
+    return run(_measure(import_module(app), count, requests, warm_up))
 
 
 async def _measure(app: Any, count: int, requests: int, warm_up: int) -> dict[str, float]:

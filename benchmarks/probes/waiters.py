@@ -8,13 +8,18 @@ import time
 import psutil
 
 from benchmarks.apps.embedded import celery, noop
+from benchmarks.probes.loop import run
 from benchmarks.processes import peak_memory
 from benchmarks.redis_server import CLIENT_NAME
+from celeriac import TaskHandle
 
 __all__ = ["probe"]
 
 #: Seconds that everything may take.
 _PATIENCE = 300.0
+
+#: How many are enqueued at once.
+_AT_ONCE = 100
 
 #: Seconds in which the process has used less than a tenth of its processor when everybody waits.
 _CALM = 0.5
@@ -26,7 +31,7 @@ def probe(count: int, url: str, waiting: str) -> dict[str, float]:
     Bytes of memory: before anything was enqueued, with everybody waiting, and at most; seconds from the first result to
     the last.
     """
-    return asyncio.run(_measure(count, url, waiting))
+    return run(_measure(count, url, waiting))
 
 
 async def _measure(count: int, url: str, waiting: str) -> dict[str, float]:
@@ -35,15 +40,17 @@ async def _measure(count: int, url: str, waiting: str) -> dict[str, float]:
     async with celery:
         await noop.enqueue(0)
         before = process.memory_info().rss
-        handles = await celery.enqueue_many([noop.s(number) for number in range(count)])
 
-        async def wait(number: int) -> None:
-            assert await handles[number].result(_PATIENCE) == number
+        async def wait(handle: TaskHandle[int]) -> None:
+            await handle.result(_PATIENCE)
             ends.append(time.perf_counter())
 
         async with asyncio.TaskGroup() as group:
-            for number in range(count):
-                group.create_task(wait(number))
+            for start in range(0, count, _AT_ONCE):
+                # As requests come: some at once, and not all in one tick.
+                signatures = [noop.s(number) for number in range(start, min(start + _AT_ONCE, count))]
+                for handle in await celery.enqueue_many(signatures):
+                    group.create_task(wait(handle))
             await _calm()
             all_waiting = process.memory_info().rss
             await _tell(url, waiting)

@@ -68,7 +68,6 @@ _POOLS = (
     WorkerOptions(pool="threads", concurrency=4, prefetch_multiplier=64),
     WorkerOptions(pool="prefork", concurrency=2, prefetch_multiplier=16),
     WorkerOptions(pool="solo"),
-    WorkerOptions(pool="threads", concurrency=1),
 )
 
 STOCK_THREADS = _Stock("stock Celery, threads, Redis", _THREADS)
