@@ -12,6 +12,7 @@ from kombu.utils.encoding import bytes_to_str
 from kombu.utils.objects import cached_property
 
 from celeriac.backends.recording import RecordingBackend
+from celeriac.backends.redis_results import PatientResultConsumer
 from celeriac.redis.scripts import Script
 from celeriac.redis.server import REPLY_TIMEOUT, Server
 from celeriac.redis.trouble import unavailable
@@ -24,7 +25,7 @@ from celeriac.stores.rows import micros
 __all__ = ["RedisBackend", "SentinelBackend"]
 
 #: What one slice of a clean-up looks at.
-_TRIMMED = 500
+_TRIMMED = 200
 
 
 class _RecordingRedisBackend(RecordingBackend):
@@ -32,6 +33,8 @@ class _RecordingRedisBackend(RecordingBackend):
 
     #: Results are put together as texts, by whoever writes them.
     supports_result_compression = False
+
+    ResultConsumer = PatientResultConsumer
 
     def __init__(self, *args: Any, url: str | None = None, **options: Any) -> None:
         super().__init__(*args, url=None if url is None else _stock_url(url, options["app"]), **options)
@@ -59,6 +62,10 @@ class _RecordingRedisBackend(RecordingBackend):
         with self._store_errors():
             return {bytes_to_str(task_id) for task_id in self._run(layout.CANCEL, arguments)}
 
+    def _add_pending_result(self, task_id: str, result: Any, weak: bool = False) -> None:
+        # Whoever waits for a result has it at hand; canvas makes many for which nobody does.
+        super()._add_pending_result(task_id, result, weak=True)
+
     def on_task_call(self, producer: Any, task_id: str) -> None:
         """Nothing: ``get`` listens when it is called, and reads what it may have missed."""
 
@@ -71,10 +78,10 @@ class _RecordingRedisBackend(RecordingBackend):
         if self._kept is None:
             return
         with self._store_errors():
-            removed = 1
-            while removed:
+            complete = False
+            while not complete:
                 before = micros(time.time() - self._kept)
-                removed, *_ = self._run(layout.TRIM, [self._prefix, before, _TRIMMED, 0])
+                _, complete, *_ = self._run(layout.TRIM, [self._prefix, before, _TRIMMED, 0])
 
     @property
     def _kept(self) -> float | None:
