@@ -263,16 +263,26 @@ def _builder_options(options: dict[str, Any], expiration: float | None) -> dict[
 
 
 def planned(embed: Mapping[str, Any], *, root_id: str, at: float) -> list[Transition]:
-    """Records for the tasks that a message already names, but that are published later: its chain and its chord's body.
+    """Records for the tasks that a message already names, but that are published later: its chain and its chord's body,
+    and what follows those.
 
     Without them the end of a chain, whose handle the caller has, would be an unknown id until its turn comes.
     """
-    signatures = [*(embed.get("chain") or ()), *([embed["chord"]] if embed.get("chord") else ())]
     found = []
-    for signature in signatures:
-        task_id = (signature.get("options") or {}).get("task_id")
-        if task_id:
-            name = None if signature.get("subtask_type") else signature.get("task")
+    ahead = [embed.get("chord"), *(embed.get("chain") or ())]
+    while ahead:
+        signature = ahead.pop()
+        if not isinstance(signature, Mapping):
+            continue
+        kind, options = signature.get("subtask_type"), signature.get("options") or {}
+        # The headers of a chord, and what is in a group, may be many, and the end of all is not among them.
+        ahead.append(options.get("chord"))
+        if kind == "chord":
+            ahead.append(signature["kwargs"].get("body"))
+        elif kind == "chain":
+            ahead += signature["kwargs"].get("tasks") or ()
+        if task_id := options.get("task_id"):
+            name = None if kind else signature.get("task")
             found.append(Transition(task_id=task_id, state="PENDING", at=at, name=name, root_id=root_id))
     return found
 
