@@ -30,7 +30,8 @@ from celery.utils.time import utcoffset
 
 # celery.worker.state.requests, .active_requests, .reserved_requests, .total_count, .all_total_count: what the
 # commands of celery.worker.control read (their default arguments bind the objects, so they are filled in place);
-# .SOFTWARE_INFO: how a stock worker names itself, which monitors tell workers apart by.
+# .revoked, .revoked_stamps: what the commands leave there; .SOFTWARE_INFO: how a stock worker names itself, which
+# monitors tell workers apart by.
 from celery.worker import state as worker_state
 
 # celery.worker.control.Panel: the registry of commands.

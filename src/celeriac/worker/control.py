@@ -172,6 +172,7 @@ class _CommandListener(ConnectedThread):
         self._channel_errors = (*connection.connection_errors, *connection.channel_errors)
         self.node.channel = connection.channel()
         self.facade.connection = connection
+        self._declare_queues(self.node.channel)
         consumer = self.node.listen(callback=self._on_message)
         try:
             # On Redis it is the first drain that subscribes, and ends with the confirmation.
@@ -185,6 +186,11 @@ class _CommandListener(ConnectedThread):
             self.facade.connection = None
         consumer.cancel()
         self.node.channel.close()
+
+    def _declare_queues(self, channel: Any) -> None:
+        """Bind the worker's queues, so that clients who know the exchange alone reach them; as a stock worker does."""
+        for queue in list(self.facade.app.amqp.queues.consume_from.values()):
+            queue(channel).declare()
 
     def _drain(self, connection: Any, wait: float) -> None:
         checked = time.monotonic()

@@ -47,6 +47,7 @@ class Execution(RunsTask):
         "stop",
         "task",
         "time_start",
+        "unrecorded",
     )
 
     def __init__(
@@ -69,6 +70,7 @@ class Execution(RunsTask):
         self.started_at: float | None = None
         self.time_start: float | None = None
         self.held_retries: list[Signature] = []
+        self.unrecorded = _is_kombus(message)
 
     @property
     def request(self) -> TaskRequest:
@@ -189,6 +191,9 @@ class Execution(RunsTask):
 
     def transition(self, state: str, **values: Any) -> Transition:
         """A step of this task's record, made now by this worker."""
+        if self.unrecorded:
+            self.unrecorded = False
+            values |= _call_of(self.message)
         return Transition(
             task_id=self.id,
             state=state,
@@ -199,6 +204,32 @@ class Execution(RunsTask):
             worker=self.hostname,
             **values,
         )
+
+
+def _is_kombus(message: TaskMessage) -> bool:
+    """Whether kombu has published it, perhaps for a client that keeps no records: its delivery tags are UUIDs."""
+    tag = message.properties.get("delivery_tag")
+    return isinstance(tag, str) and tag[8:9] == "-"
+
+
+def _call_of(message: TaskMessage) -> dict[str, Any]:
+    """What the first record of a call says beside its task: whoever publishes natively has written it."""
+    return {
+        "args": _json(message.args),
+        "kwargs": _json(message.kwargs),
+        "root_id": message.root_id,
+        "parent_id": message.parent_id,
+        "group_id": message.group_id,
+        "eta": message.eta and message.eta.timestamp(),
+        "expires": message.expires and message.expires.timestamp(),
+    }
+
+
+def _json(value: Any) -> str:
+    try:
+        return dumps(value)
+    except TypeError:
+        return dumps(repr(value))  # for pickle's eyes only
 
 
 def request_values(message: TaskMessage, delivery: Delivery, hostname: str) -> dict[str, Any]:

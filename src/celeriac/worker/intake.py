@@ -18,7 +18,7 @@ from celeriac.protocol.message import Message, TaskMessage
 from celeriac.protocol.settlement import Action
 from celeriac.stores.base import Store
 from celeriac.stores.records import Transition
-from celeriac.worker.compat import worker_state
+from celeriac.worker.compat import maybe_list, worker_state
 from celeriac.worker.ending import exception_json
 from celeriac.worker.execution import Execution
 from celeriac.worker.records import RecordWriter
@@ -84,11 +84,12 @@ class Intake:
 
         A record that was started over has no cancel mark any more, and was enqueued after the command.
         """
+        stamped = {execution.id for execution in executions if _revoked_by_stamp(execution)}
         told = {execution.id for execution in executions if execution.id in worker_state.revoked}
         if not told:
-            return told
+            return stamped
         records = await self._store.get(list(told))
-        return {
+        return stamped | {
             task_id
             for task_id in told
             if (record := records.get(task_id)) is None
@@ -140,3 +141,13 @@ class Intake:
             and record.retries >= again[task_id].message.retries
         }
         return cancelled, done
+
+
+def _revoked_by_stamp(execution: Execution) -> bool:
+    """Whether ``revoke_by_stamped_headers`` has named one of the task's stamps."""
+    revoked = worker_state.revoked_stamps
+    return bool(revoked) and any(
+        value in (maybe_list(revoked.get(stamp)) or ())
+        for stamp in execution.message.stamped_headers
+        for value in maybe_list(execution.message.stamps.get(stamp)) or ()
+    )
