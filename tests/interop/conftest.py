@@ -11,6 +11,9 @@ from typing import Any
 import pytest
 from tests.acceptance.processes import Launcher, Process
 from tests.interop import transport_app
+from tests.interop.redis_site import redis_site
+
+__all__ = ["Stock", "redis_site", "stock", "wait_until"]
 
 _ROOT = Path(__file__).parents[2]
 
