@@ -22,6 +22,9 @@ logger = logging.getLogger("celeriac.stores")
 #: Seconds by which what is read again after a gap reaches back beyond its beginning.
 _MARGIN = 60
 
+#: Seconds between two attempts to read it.
+_RETRY = 0.5
+
 Stop = Callable[[], None]
 
 
@@ -100,24 +103,40 @@ class Watchers:
                 watching.flag.lift()
 
     def _on_gap(self) -> None:
-        self._lift_all()
-        if self._feeds and (self._catching_up is None or self._catching_up.done()):
-            self._catching_up = asyncio.get_running_loop().create_task(self._catch_up())
+        if self._catching_up is not None:
+            self._catching_up.cancel()  # it may have read already what has changed since
+        self._catching_up = asyncio.get_running_loop().create_task(self._catch_up())
 
     async def _catch_up(self) -> None:
-        """Read what was cancelled while the connection was lost."""
-        key = f"{self.prefix}celeriac:cancelled"
-        now = self._link.send("TIME")
-        marked = self._link.send("ZRANGEBYSCORE", key, self._heard_at - _MARGIN, "+inf")
-        try:
-            seconds, _ = await now
-            cancelled = [task_id.decode() for task_id in await marked]
-        except BrokerUnavailable as exc:
-            logger.warning("What was cancelled meanwhile cannot be read: %s", exc)
-            return
-        self._heard_at = int(seconds)
+        """Make up for what was not heard: wake everybody, and read what was cancelled.
+
+        Not before the store answers, because whoever is woken asks it at once, and would get an error.
+        """
+        while True:
+            try:
+                cancelled = await self._cancelled_meanwhile()
+                break
+            except BrokerUnavailable as exc:
+                logger.warning("What has happened meanwhile cannot be read: %s", exc)
+                if exc.permanent:
+                    cancelled = []
+                    break
+            await asyncio.sleep(_RETRY)
         for feed in self._feeds:
             feed.add(cancelled)
+        self._lift_all()
+
+    async def _cancelled_meanwhile(self) -> list[str]:
+        now = self._link.send("TIME")
+        if not self._feeds:
+            await now
+            return []
+        key = f"{self.prefix}celeriac:cancelled"
+        marked = self._link.send("ZRANGEBYSCORE", key, self._heard_at - _MARGIN, "+inf")
+        seconds, _ = await now
+        cancelled = [task_id.decode() for task_id in await marked]
+        self._heard_at = int(seconds)
+        return cancelled
 
 
 class _Watching(AbstractAsyncContextManager[Watch]):
