@@ -87,6 +87,8 @@ def _code(error: BaseException) -> tuple[str, str]:
         return "CERTIFICATE", said
     if said == "Authentication required.":
         return "NOAUTH", said
+    if "user executing the script can't" in said:
+        return "NOPERM", said
     for kind, code in known:
         if isinstance(error, kind):
             return code, said

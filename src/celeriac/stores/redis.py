@@ -32,8 +32,8 @@ logger = logging.getLogger("celeriac.stores")
 _READ = 250
 
 #: What one slice of a clean-up looks at, and how many slices one clean-up has at most.
-_TRIMMED, _COMPARED = 500, 500
-_TRIM_SLICES = 20
+_TRIMMED, _COMPARED = 200, 500
+_TRIM_SLICES = 50
 
 #: Seconds between two clean-ups that a store does by itself, where no worker does them.
 _TRIM_PAUSE = 60.0
@@ -187,11 +187,12 @@ class RedisStore(Store):
         before = "" if self.expires is None else micros(time.time() - self.expires)
         total = 0
         for looks in (_COMPARED, *[0] * (_TRIM_SLICES - 1)):
-            removed, *stock = await self._run(layout.TRIM, [self._prefix, before, _TRIMMED, looks])
+            arguments = [self._prefix, before, _TRIMMED, looks]
+            removed, complete, *stock = await self._run(layout.TRIM, arguments)
             if stock:
                 await self._read([task_id.decode() for task_id in stock])
             total += removed
-            if not removed:
+            if complete:
                 break
         return total
 

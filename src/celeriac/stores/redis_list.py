@@ -13,8 +13,9 @@ from celeriac.stores.rows import micros, search_parts
 
 __all__ = ["Listing"]
 
-#: Records that one slice looks at, and gives, at most.
+#: Records that one slice looks at, searches, and gives, at most: some milliseconds of the server's time.
 _LOOKS = 1000
+_SEARCHES = 300
 _FINDS = 250
 
 _ASCII_LOWER = str.maketrans(string.ascii_uppercase, string.ascii_lowercase)
@@ -40,7 +41,7 @@ class Listing:
             self._prefix,
             "" if self._before is None else self._before,
             min(self._wanted - len(self._found), _FINDS),
-            _LOOKS,
+            _SEARCHES if needles else _LOOKS,
             *("" if value is None else f"={value}" for value in equal),
             _micros(where.since),
             _micros(where.until),

@@ -109,8 +109,9 @@ local function write_indexes(tasks)
       move(added, removed, ':owner:', task.owner, row[OWNER], id)
     end
   end
-  write_notes('SREM', removed)
+  -- First what needs memory: a server that is full refuses it, and with it the whole script.
   write_notes('SADD', added)
+  write_notes('SREM', removed)
 end
 
 local function write_mark(task)

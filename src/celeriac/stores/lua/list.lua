@@ -144,6 +144,7 @@ for _ = 1, budget, CHUNK do
     return answer
   end
   if #members < CHUNK then
+    answer[1] = false
     return answer
   end
   first = '(' .. score(members[CHUNK][1])

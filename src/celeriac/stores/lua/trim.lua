@@ -1,9 +1,10 @@
 -- Delete what has expired, and find records that do not say what stock workers have written.
 --
 -- ARGV[2]: the time before which a finished record has expired (microseconds), '' for none; ARGV[3]: how many records to
--- look at whether they have expired; ARGV[4]: about how many to compare. Gives how many were deleted, then the ids.
+-- look at whether they have expired; ARGV[4]: about how many to compare. Gives how many were deleted, whether there is no
+-- more to look at, then the ids.
 
-local answer = { 0 }
+local answer = { 0, 0 }
 local before = tonumber(ARGV[2])
 local progress = call('HMGET', NUMBERS, 'trimmed', 'looked')
 
@@ -29,6 +30,7 @@ if limit > 0 then
   -- What was enqueued later cannot have ended earlier: begin again.
   if #ids < 2 * limit or (before and tonumber(trimmed) > before) then
     trimmed = '-inf'
+    answer[2] = 1
   end
   call('HSET', NUMBERS, 'trimmed', trimmed)
 end
