@@ -1,0 +1,388 @@
+"""Redis is away in every way in which it can be: who publishes is told in time, and everybody else recovers."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import os
+import re
+import time
+from collections.abc import AsyncIterator, Awaitable, Callable
+from contextlib import asynccontextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TypeVar
+
+import httpx
+import psutil
+import pytest
+from tests.acceptance.ledger import Ledger, until, wait_until_nothing_is_held
+from tests.acceptance.outages import OUTAGES, Outage, Site, refuse, swallow
+from tests.acceptance.processes import Launcher, Process
+from tests.services import RedisSentinel, RedisServer
+
+from celeriac import Celery
+from celeriac.errors import BrokerUnavailable, CeleriacError, PublishTimeout
+from celeriac.handle import TaskHandle
+
+T = TypeVar("T")
+
+#: Seconds after which ``enqueue`` has raised, in these tests.
+DEADLINE = 2.0
+
+#: Seconds within which all is well again once the server is.
+RECOVERY = 5.0
+
+CONF = {"celeriac_publish_deadline": DEADLINE, "celeriac_lease": 30.0}
+
+each_outage = pytest.mark.parametrize("outage", OUTAGES, ids=str)
+
+
+@pytest.fixture
+async def site() -> AsyncIterator[Site]:
+    async with Site.open() as site:
+        yield site
+
+
+@pytest.fixture
+def ledger(site: Site, tmp_path: Path, launcher: Launcher) -> Ledger:
+    return Ledger(tmp_path / "ledger-app", launcher, url=site.url, conf=CONF)
+
+
+@dataclass
+class Latency:
+    """How late the loop was, in seconds: by what it computed, and by the clock, which other processes hold up, too."""
+
+    computed: list[float] = field(default_factory=list)
+    passed: list[float] = field(default_factory=list)
+
+
+@asynccontextmanager
+async def measured_loop() -> AsyncIterator[Latency]:
+    """Measure for how long at a time nothing else can run on the loop."""
+    latency = Latency()
+
+    async def tick() -> None:
+        while True:
+            computed, passed = time.thread_time(), time.perf_counter()
+            await asyncio.sleep(0.002)
+            latency.computed.append(time.thread_time() - computed)
+            latency.passed.append(time.perf_counter() - passed - 0.002)
+
+    ticking = asyncio.create_task(tick())
+    try:
+        yield latency
+    finally:
+        ticking.cancel()
+
+
+async def failed_enqueue(client: Celery) -> tuple[BaseException, float]:
+    """The error that an enqueue raises, and after how many seconds."""
+    before = time.perf_counter()
+    with pytest.raises(CeleriacError) as caught:
+        await client.enqueue("ledger.work")
+    return caught.value, time.perf_counter() - before
+
+
+@each_outage
+async def test_enqueue_raises_in_time_and_the_loop_goes_on(
+    outage: Outage, site: Site, ledger: Ledger
+) -> None:
+    client = ledger.client
+    async with client:
+        await client.enqueue("ledger.work")
+        await outage.begin(site)
+        async with measured_loop() as latency:
+            failures = [await failed_enqueue(client)]
+            failures += await asyncio.gather(*(failed_enqueue(client) for _ in range(50)))
+        await outage.end(site)
+        assert {type(error) for error, _ in failures} <= {BrokerUnavailable, PublishTimeout}
+        assert all(re.search(outage.says, str(error)) for error, _ in failures)
+        assert max(seconds for _, seconds in failures) < DEADLINE + 0.25
+        assert max(latency.computed) < 0.05
+        assert max(latency.passed) < 0.5
+        before = time.perf_counter()
+        await enqueue_again(client)
+        assert time.perf_counter() - before < RECOVERY
+
+
+async def enqueue_again(client: Celery) -> TaskHandle[object]:
+    """Enqueue, as often as it takes."""
+    while True:
+        try:
+            return await client.enqueue("ledger.work")
+        except (BrokerUnavailable, PublishTimeout):
+            await asyncio.sleep(0.02)
+
+
+async def test_deleting_a_record_is_within_the_deadline(site: Site, ledger: Ledger) -> None:
+    url = f"{site.url}?socket_timeout=0.6&socket_connect_timeout=0.6"
+    client = Celery("client", broker=url, set_as_current=False)
+    client.conf.celeriac_publish_deadline = 0.8
+    async with client:
+        await client.enqueue("ledger.work")
+        site.server.pause()
+        for error, seconds in await asyncio.gather(*(failed_enqueue(client) for _ in range(3))):
+            assert isinstance(error, BrokerUnavailable)
+            assert seconds < 1
+        site.server.resume()
+
+
+# -- an API and a worker -------------------------------------------------------------------------------------------
+
+
+class Api:
+    """The API of a ledger, and what its routes say while Redis is away."""
+
+    def __init__(self, url: str) -> None:
+        self.http = httpx.AsyncClient(base_url=url, timeout=30)
+
+    async def answers(self, task_id: str) -> dict[str, tuple[int, float]]:
+        """Status and seconds of each route, all asked at once. A 503 has to say when to ask again."""
+        routes = {
+            "enqueue": ("POST", "/work"),
+            "list": ("GET", "/tasks"),
+            "record": ("GET", f"/tasks/{task_id}"),
+            "result": ("GET", f"/tasks/{task_id}/result"),
+            "events": ("GET", f"/tasks/{task_id}/events"),
+            "cancel": ("POST", f"/tasks/{task_id}/cancel"),
+        }
+        answers = await asyncio.gather(*(self._answer(*route) for route in routes.values()))
+        return dict(zip(routes, answers, strict=True))
+
+    async def _answer(self, method: str, path: str) -> tuple[int, float]:
+        before = time.perf_counter()
+        async with self.http.stream(method, path) as answer:
+            seconds = time.perf_counter() - before
+            if answer.status_code == 503:
+                assert int(answer.headers["Retry-After"]) > 0
+                assert "detail" in json.loads(await answer.aread())
+            return answer.status_code, seconds
+
+    async def ping(self, latencies: list[float]) -> None:
+        """Ask again and again for what needs no Redis."""
+        while True:
+            before = time.perf_counter()
+            assert (await self.http.get("/ping")).status_code == 200
+            latencies.append(time.perf_counter() - before)
+            await asyncio.sleep(0.02)
+
+    async def follow(self, task_id: str, started: asyncio.Event) -> list[str]:
+        """The names of a task's events, from one connection; ``started`` is set when it is said to run."""
+        names: list[str] = []
+        async with self.http.stream("GET", f"/tasks/{task_id}/events", timeout=60) as answer:
+            async for line in answer.aiter_lines():
+                if line.startswith("event: "):
+                    names.append(line.removeprefix("event: "))
+                if "STARTED" in line:
+                    started.set()
+        return names
+
+    async def enqueue_again(self) -> None:
+        """Enqueue, as often as it takes."""
+        while (answer := await self.http.post("/work")).status_code != 202:
+            assert answer.status_code == 503
+            await asyncio.sleep(0.02)
+
+
+class Clock:
+    """Seconds from the end of the outage to what is waited for."""
+
+    def __init__(self) -> None:
+        self.began = time.perf_counter()
+        self.seconds: dict[str, float] = {}
+
+    async def time(self, what: str, awaitable: Awaitable[T]) -> T:
+        result = await awaitable
+        self.seconds[what] = round(time.perf_counter() - self.began, 2)
+        return result
+
+
+@each_outage
+async def test_everybody_recovers(outage: Outage, site: Site, ledger: Ledger) -> None:
+    worker, (process, url) = await asyncio.gather(
+        asyncio.to_thread(ledger.start_worker, "-c", "20"), asyncio.to_thread(ledger.start_api)
+    )
+    client, api, door = ledger.client, Api(url), ledger.folder / "door"
+    async with client, api.http:
+        running = await client.enqueue("ledger.work_until", (str(door),))
+        started = asyncio.Event()
+        following = asyncio.create_task(api.follow(running.id, started))
+        waiting = asyncio.create_task(running.result())
+        await started.wait()
+        many = [client.signature("ledger.work", (0.01,)) for _ in range(200)]
+        handles = await client.enqueue_many(many)
+        delayed = await client.enqueue("ledger.work", countdown=0.5)
+
+        await outage.begin(site)
+        door.touch()
+        latencies: list[float] = []
+        pinging = asyncio.create_task(api.ping(latencies))
+        answers = await api.answers(running.id)
+        pinging.cancel()
+        await outage.end(site)
+
+        clock = Clock()
+        async with asyncio.timeout(20):
+            handle = await clock.time("enqueue", enqueue_again(client))
+            await asyncio.gather(
+                clock.time("POST", api.enqueue_again()),
+                clock.time("consume", until(lambda: ledger.lines("end")[handle.id] == 1)),
+                clock.time("result", waiting),
+                clock.time("stream", following),
+                clock.time("new result", handle.result()),
+                clock.time("rest", asyncio.gather(*(each.result() for each in [*handles, delayed]))),
+            )
+        if os.environ.get("FIGURES"):
+            print(outage, answers, max(latencies), clock.seconds)  # noqa: T201 - for who wants to know
+        await asyncio.to_thread(wait_until_nothing_is_held, site.server)
+    assert max(latencies) < 0.5
+    assert max(seconds for _, seconds in answers.values()) < 11
+    assert {status for status, _ in answers.values()} <= ({200, 202, 503} if outage.reads else {503})
+    assert answers["enqueue"][0] == 503
+    assert answers["enqueue"][1] < DEADLINE + 0.5
+    assert max(clock.seconds.values()) < RECOVERY, clock.seconds
+    assert following.result()[-1] == "end"
+    assert set(ledger.lines("start").values()) == {1}
+    assert "Traceback" not in worker.output
+    assert "Traceback" not in process.output
+
+
+async def test_everybody_follows_a_failover(tmp_path: Path, launcher: Launcher) -> None:
+    with RedisSentinel() as sentinel:
+        options = {"master_name": sentinel.name}
+        conf = {**CONF, "broker_transport_options": options}
+        ledger = Ledger(tmp_path / "ledger-app", launcher, url=sentinel.url, conf=conf)
+        worker, (process, url) = await asyncio.gather(
+            asyncio.to_thread(ledger.start_worker), asyncio.to_thread(ledger.start_api)
+        )
+        client, api, door = ledger.client, Api(url), ledger.folder / "door"
+        async with client, api.http:
+            running = await client.enqueue("ledger.work_until", (str(door),))
+            started = asyncio.Event()
+            following = asyncio.create_task(api.follow(running.id, started))
+            waiting = asyncio.create_task(running.result())
+            await started.wait()
+            former = sentinel.primary
+            # What the replica has not been sent yet would be lost.
+            await asyncio.to_thread(former.command, "WAIT", 1, 5000)
+            await asyncio.to_thread(former.kill)
+            error, seconds = await failed_enqueue(client)
+            assert isinstance(error, (BrokerUnavailable, PublishTimeout))
+            assert seconds < DEADLINE + 0.25
+            assert (await api.http.post("/work")).status_code == 503
+            door.touch()
+            await asyncio.to_thread(sentinel.wait_for_other_primary, former)
+            clock = Clock()
+            async with asyncio.timeout(20):
+                handle = await clock.time("enqueue", enqueue_again(client))
+                await asyncio.gather(
+                    clock.time("POST", api.enqueue_again()),
+                    clock.time("new result", handle.result()),
+                    clock.time("result", waiting),
+                    clock.time("stream", following),
+                )
+            if os.environ.get("FIGURES"):
+                print("failover", clock.seconds)  # noqa: T201
+        assert max(clock.seconds.values()) < RECOVERY, clock.seconds
+        assert ledger.lines("start")[running.id] == 1
+        assert "Traceback" not in worker.output
+        assert "Traceback" not in process.output
+
+
+# -- nothing is left behind, and nobody is left in the dark ----------------------------------------------------------
+
+
+async def _hang_up(site: Site) -> None:
+    """Connections are accepted, and closed at once."""
+    await asyncio.to_thread(site.server.kill)
+
+
+@pytest.mark.parametrize("trouble", [refuse, _hang_up, swallow], ids=["refused", "hung up", "swallowed"])
+async def test_ten_thousand_failures_leave_nothing(
+    trouble: Callable[[Site], Awaitable[None]], site: Site
+) -> None:
+    url = f"{site.url}?socket_timeout=0.2&socket_connect_timeout=0.2"
+    client = Celery("client", broker=url, set_as_current=False)
+    process = psutil.Process()
+    async with client:
+        await client.enqueue("ledger.work")
+        tasks, files = len(asyncio.all_tasks()), process.num_fds() - 2 * site.proxy.open_connections
+        await trouble(site)
+        for _ in range(100):
+            outcomes = await asyncio.gather(
+                *(client.enqueue("ledger.work", deadline=0.05) for _ in range(100)), return_exceptions=True
+            )
+            assert {type(outcome) for outcome in outcomes} <= {BrokerUnavailable, PublishTimeout}
+        async with asyncio.timeout(5):
+            while len(asyncio.all_tasks()) > tasks + 1:
+                await asyncio.sleep(0.02)
+        assert site.proxy.open_connections <= 1
+        assert process.num_fds() - 2 * site.proxy.open_connections <= files + 1
+
+
+@pytest.mark.parametrize("reply", ["refused", "wrong password"])
+async def test_a_worker_that_shall_not_wait_at_startup_ends_with_one_sentence(
+    reply: str, tmp_path: Path, launcher: Launcher
+) -> None:
+    with RedisServer(password="right") as server:
+        if reply == "refused":
+            server.kill()
+            ledger = Ledger(
+                tmp_path / "ledger-app",
+                launcher,
+                url=server.url,
+                conf={"broker_connection_retry_on_startup": False},
+            )
+        else:
+            ledger = Ledger(
+                tmp_path / "ledger-app", launcher, url=server.url_for(password="wrong"), conf=CONF
+            )
+        worker = ledger.run_worker()
+        assert await asyncio.to_thread(worker.wait, 15) not in (0, None)
+        assert_ended_with_one_sentence(
+            worker, "cannot be reached" if reply == "refused" else "does not accept the user or the password"
+        )
+
+
+async def test_a_worker_that_shall_not_wait_ends_with_one_sentence(site: Site, ledger: Ledger) -> None:
+    ledger.conf["broker_connection_retry"] = False
+    worker = await asyncio.to_thread(ledger.start_worker)
+    async with ledger.client:
+        # Before its first answer from Redis, it would still be starting.
+        assert await (await ledger.client.enqueue("ledger.add", (1, 2))).result(20) == 3
+    await asyncio.to_thread(site.server.kill)
+    assert await asyncio.to_thread(worker.wait, 15) not in (0, None)
+    assert_ended_with_one_sentence(worker, "cannot be reached")
+
+
+def assert_ended_with_one_sentence(worker: Process, sentence: str) -> None:
+    """The last that it says is why."""
+    said = worker.output.partition(" ready.")[2] or worker.output
+    assert len(re.findall(r"CRITICAL.*The worker stops: Redis at ", said)) == 1
+    assert sentence in said
+    assert "Traceback" not in worker.output
+
+
+async def test_a_worker_waits_for_a_server_that_starts_later(site: Site, ledger: Ledger) -> None:
+    await asyncio.to_thread(site.server.kill)
+    worker = await asyncio.to_thread(ledger.run_worker)
+    await asyncio.to_thread(worker.wait_for_line, "trying again")
+    await asyncio.to_thread(site.server.start)
+    before = time.perf_counter()
+    async with ledger.client:
+        assert await (await ledger.client.enqueue("ledger.add", (1, 2))).result(20) == 3
+    assert time.perf_counter() - before < RECOVERY
+
+
+async def test_an_api_with_a_wrong_password_answers_503(tmp_path: Path, launcher: Launcher) -> None:
+    with RedisServer(password="right") as server:
+        ledger = Ledger(tmp_path / "ledger-app", launcher, url=server.url_for(password="wrong"), conf=CONF)
+        process, url = await asyncio.to_thread(ledger.start_api)
+        api = Api(url)
+        async with api.http:
+            answers = await api.answers("some-id")
+        assert {status for status, _ in answers.values()} == {503}
+        assert "does not accept the user or the password" in process.output
+        assert "Traceback" not in process.output
+        assert "wrong" not in process.output.replace("wrong number", "")
