@@ -7,6 +7,7 @@ Each name with its upstream symbol.
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Hashable, Mapping, Sequence
 from contextvars import ContextVar, Token
 from threading import get_ident
@@ -16,7 +17,9 @@ from celery import _state as celery_state
 from celery import states
 from celery.app.task import Context
 from celery.canvas import Signature
+from celery.exceptions import Ignore
 
+from celeriac.errors import StoreUnavailable
 from celeriac.protocol.codec import dumps
 
 __all__ = [
@@ -33,11 +36,14 @@ __all__ = [
     "merge_signature",
     "pop_task",
     "push_task",
+    "refuse_cancelled",
     "set_app",
     "set_defaults",
     "trail",
     "trailed_children",
 ]
+
+logger = logging.getLogger("celeriac.task")
 
 _execution: ContextVar[Any] = ContextVar("celeriac_execution", default=None)
 
@@ -226,6 +232,25 @@ def fail_successors(backend: Any, request: Any, error: BaseException, traceback:
     backend._fail_chain(request.chain, error, traceback, store_result=True, state=states.FAILURE)
     if request.errbacks:
         backend._call_task_errbacks(request, error, traceback)
+
+
+def refuse_cancelled(task: Any, request: Any) -> None:
+    """End an attempt in Celery's own tracer if the task was cancelled: ``celery.worker.request.Request.revoked``
+    asks the worker's memory alone, where a cancel mark that outlives workers is not.
+
+    Raises ``Ignore``, after what ``Request._announce_revoked`` does with the backend.
+    """
+    backend = task.backend
+    if not hasattr(backend, "is_cancelled"):
+        return
+    try:
+        cancelled = backend.is_cancelled(request.id)
+    except StoreUnavailable as exc:
+        logger.warning("Whether task %s was cancelled is not known, and it runs: %s", request.id, exc)
+        return
+    if cancelled:
+        backend.mark_as_revoked(request.id, "cancelled", request=request)
+        raise Ignore("cancelled")
 
 
 def trailed_children(request: Context) -> str | None:

@@ -22,7 +22,7 @@ from celery.app.task import Task as CeleryTask
 from celery.canvas import Signature
 
 from celeriac.arguments import ArgumentSchema
-from celeriac.compat import RequestStack, current_execution
+from celeriac.compat import RequestStack, current_execution, refuse_cancelled
 from celeriac.context import context_parameters
 from celeriac.eager import run_to_end
 from celeriac.handle import TaskHandle
@@ -166,6 +166,8 @@ class Task(CeleryTask, Generic[P, R]):  # type: ignore[misc]
         ):
             return super().__call__(*args, **kwargs)
         request._protected = 1
+        if not request.is_eager:
+            refuse_cancelled(self, request)
         return run_to_end(self.run(*args, **kwargs))
 
     @property

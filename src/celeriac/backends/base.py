@@ -80,6 +80,13 @@ class RecordBackend(RecordingBackend, BaseBackend):  # type: ignore[misc]
             return {"exc_type": row.state.title(), "exc_message": [] if result is None else [result]}
         return result
 
+    def is_cancelled(self, task_id: str) -> bool:
+        row = self._row(task_id)
+        if row is None:
+            return False
+        marked = row.cancel_requested_at is not None and row.state not in states.READY_STATES
+        return marked or bool(row.state == states.REVOKED)
+
     def task_result_exists(self, task_id: str) -> bool:
         return self._row(task_id) is not None
 

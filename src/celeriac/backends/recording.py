@@ -33,6 +33,10 @@ class RecordingBackend(Backend):  # type: ignore[misc]
     def request_cancel(self, task_ids: Sequence[str], *, running: bool = True) -> Collection[str]:
         """Mark tasks as cancelled, those that run only with ``running``. Returns which. Raises StoreUnavailable."""
 
+    @abstractmethod
+    def is_cancelled(self, task_id: str) -> bool:
+        """Whether the task is marked as cancelled, or revoked. Raises StoreUnavailable."""
+
     def _text(self, value: Any) -> str:
         encoded = self.encode(value)
         return encoded.decode() if isinstance(encoded, bytes) else str(encoded)

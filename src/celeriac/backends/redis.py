@@ -66,6 +66,11 @@ class _RecordingRedisBackend(RecordingBackend):
         # Whoever waits for a result has it at hand; canvas makes many for which nobody does.
         super()._add_pending_result(task_id, result, weak=True)
 
+    def is_cancelled(self, task_id: str) -> bool:
+        """Whether the task is marked as cancelled, or revoked. Raises StoreUnavailable within seconds."""
+        with self._store_errors():
+            return self._recorder.zscore(f"{self._prefix}celeriac:cancelled", task_id) is not None
+
     def on_task_call(self, producer: Any, task_id: str) -> None:
         """Nothing: ``get`` listens when it is called, and reads what it may have missed."""
 
