@@ -8,6 +8,7 @@ from dataclasses import replace
 from typing import Any
 
 import pytest
+import redis
 from hypothesis import Phase, given, settings
 from hypothesis import strategies as st
 
@@ -87,6 +88,8 @@ def stores(
         url = f"sqlite:///{tmp_path_factory.mktemp('machine')}/celery.db"
     else:
         url = request.getfixturevalue("redis_url")
+        with redis.Redis.from_url(url) as client:
+            client.flushdb()
     with asyncio.Runner() as runner:
         pair = store_for(f"memory://machine-{request.param}"), store_for(url)
         for store in pair:

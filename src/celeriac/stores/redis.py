@@ -9,7 +9,7 @@ import logging
 import time
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from contextlib import AbstractAsyncContextManager
-from typing import Any
+from typing import Any, TypeVar
 
 from celeriac.errors import StoreUnavailable
 from celeriac.redis.link import Link
@@ -26,10 +26,13 @@ from celeriac.stores.rows import micros, parse_number
 
 __all__ = ["RedisStore"]
 
+T = TypeVar("T")
+
 logger = logging.getLogger("celeriac.stores")
 
-#: Records that one script reads at most, so that others have their turn.
+#: Records that one script reads, and transitions that one applies, at most, so that others have their turn.
 _READ = 250
+_WRITTEN = 1000
 
 #: What one slice of a clean-up looks at, and how many slices one clean-up has at most.
 _TRIMMED, _COMPARED = 200, 500
@@ -80,14 +83,18 @@ class RedisStore(Store):
     async def transition(self, transitions: Sequence[Transition]) -> None:
         # Nothing may be awaited before this has been sent: it travels with what the broker sends in the same tick.
         if transitions:
-            await self._run(
-                layout.TRANSITION, layout.transition_arguments(self._prefix, self.expires, transitions)
+            await self._run_slices(
+                layout.TRANSITION,
+                [
+                    layout.transition_arguments(self._prefix, self.expires, part)
+                    for part in _slices(transitions)
+                ],
             )
             self._tidy_now_and_then()
 
     async def append_events(self, events: Sequence[EventDraft]) -> None:
-        if events:
-            await self._run(layout.APPEND, layout.append_arguments(self._prefix, events))
+        slices = [layout.append_arguments(self._prefix, part) for part in _slices(events)]
+        await self._run_slices(layout.APPEND, slices)
 
     async def get(self, task_ids: Sequence[str]) -> Mapping[str, TaskRecord]:
         if not task_ids:
@@ -123,8 +130,8 @@ class RedisStore(Store):
         return found
 
     async def _read_as_is(self, task_ids: Sequence[str]) -> dict[str, Kept]:
-        slices = [task_ids[start : start + _READ] for start in range(0, len(task_ids), _READ)]
-        answers = await asyncio.gather(*(self._run(layout.GET, [self._prefix, *part]) for part in slices))
+        slices = [[self._prefix, *part] for part in _slices(task_ids, _READ)]
+        answers = await self._run_slices(layout.GET, slices)
         found = (each for answer in answers for each in answer)
         return {task_id: Kept(*each) for task_id, each in zip(task_ids, found, strict=True) if each}
 
@@ -162,10 +169,13 @@ class RedisStore(Store):
         return self._waiting().flag(task_id, until_ready=until_ready)
 
     async def request_cancel(self, task_ids: Sequence[str]) -> Collection[str]:
-        if not task_ids:
-            return set()
-        arguments = layout.cancel_arguments(self._prefix, self.expires, task_ids, time.time(), running=True)
-        return {task_id.decode() for task_id in await self._run(layout.CANCEL, arguments)}
+        now = time.time()
+        slices = [
+            layout.cancel_arguments(self._prefix, self.expires, part, now, running=True)
+            for part in _slices(task_ids)
+        ]
+        answers = await self._run_slices(layout.CANCEL, slices)
+        return {task_id.decode() for answer in answers for task_id in answer}
 
     async def cancelled(self, task_ids: Sequence[str]) -> Collection[str]:
         if not task_ids:
@@ -178,9 +188,8 @@ class RedisStore(Store):
         return self._waiting().feed()
 
     async def forget(self, task_ids: Sequence[str]) -> int:
-        if not task_ids:
-            return 0
-        return int(await self._run(layout.FORGET, [self._prefix, *task_ids]))
+        slices = [[self._prefix, *part] for part in _slices(task_ids)]
+        return sum(await self._run_slices(layout.FORGET, slices))
 
     async def trim(self) -> int:
         self._trim_at = time.monotonic() + _TRIM_PAUSE
@@ -220,9 +229,18 @@ class RedisStore(Store):
         return self._watchers
 
     async def _run(self, script: Script, arguments: Sequence[Any]) -> Any:
-        started = self._opened().start(script, (), arguments)
+        return (await self._run_slices(script, [arguments]))[0]
+
+    async def _run_slices(self, script: Script, slices: Sequence[Sequence[Any]]) -> builtins.list[Any]:
+        """Run a script for each slice, all sent in this tick; the answers."""
+        link = self._opened()
+        started = [link.start(script, (), arguments) for arguments in slices]
         with store_errors():
-            return await started
+            return [await each for each in started]
+
+
+def _slices(items: Sequence[T], size: int = _WRITTEN) -> builtins.list[Sequence[T]]:
+    return [items[start : start + size] for start in range(0, len(items), size)]
 
 
 class _Lookup:
