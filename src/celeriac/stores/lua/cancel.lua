@@ -38,7 +38,7 @@ for _, task in ipairs((open(ids))) do
   end
 end
 
-flush(changed, tonumber(ARGV[2]))
+flush(changed, ARGV[2])
 local time = call('TIME')[1]
 for _, id in ipairs(news) do
   call('ZADD', CANCELLED, time, id)

@@ -143,7 +143,7 @@ end
 
 local function write_record(task, seconds)
   local row, id = task.row, task.id
-  write(TASK .. id, pack(row), seconds and seconds + GRACE)
+  write(TASK .. id, pack(row), seconds and seconds.record)
   if task.blanked then
     call('DEL', EVENTS .. id)
   end
@@ -152,21 +152,23 @@ local function write_record(task, seconds)
   end
   if row[LISTED] ~= '' then
     if seconds then
-      call('EXPIRE', EVENTS .. id, seconds + GRACE)
+      call('EXPIRE', EVENTS .. id, seconds.record)
     elseif task.finished and task.finished ~= '' then
       call('PERSIST', EVENTS .. id)
     end
   end
 end
 
--- Write what has changed, and then tell of it. expires: seconds that a finished record is kept, nil for ever.
+-- Write what has changed, and then tell of it. expires: seconds that a finished record is kept, '' for ever.
 local function flush(tasks, expires)
+  -- As texts: Redis would write each number out anew.
+  local kept = expires ~= '' and { result = expires, record = string.format('%d', expires + GRACE) } or nil
   give_numbers(tasks)
   write_indexes(tasks)
   local channels, messages = {}, {}
   for _, task in ipairs(tasks) do
     if task.changed then
-      local seconds = task.row[FINISHED] ~= '' and expires or nil
+      local seconds = task.row[FINISHED] ~= '' and kept or nil
       write_record(task, seconds)
       if task.entered then
         if task.row[CANCEL] ~= '' or task.uncancelled or task.row[STATE] == 'REVOKED' then
@@ -175,7 +177,7 @@ local function flush(tasks, expires)
         local channel, message = EVENTS .. task.id, 'state'
         if task.meta then
           channel, message = META .. task.id, meta_of(task)
-          write(channel, message, seconds)
+          write(channel, message, seconds and seconds.result)
         elseif task.unwritten then
           call('DEL', META .. task.id)
         end

@@ -41,5 +41,5 @@ local tasks, tasks_by_id = open(ids)
 for _, step in ipairs(steps) do
   apply(tasks_by_id[step.id], step)
 end
-flush(tasks, tonumber(ARGV[2]))
+flush(tasks, ARGV[2])
 return #steps
