@@ -58,7 +58,8 @@ CELERY_DEFAULTS: dict[str, Any] = {
 #: Settings of ours, with what they mean.
 OWN_DEFAULTS: dict[str, Any] = {
     # Seconds that a delivery belongs to a worker that no longer renews it: how long a crash goes unnoticed.
-    # ``broker_transport_options["visibility_timeout"]``, where it is set, means the same and wins.
+    # ``broker_transport_options["visibility_timeout"]``, where it is set, means the same and wins, except on Redis:
+    # there it is an hour or a day, because stock workers do not renew, and says how long what they hold is theirs.
     "celeriac_lease": 30.0,
     # Deliveries without an outcome after which a message is dead-lettered.
     "celeriac_delivery_limit": 5,
@@ -139,7 +140,9 @@ class Settings:
         if isinstance(expires, timedelta):
             expires = expires.total_seconds()
         threads = conf.celeriac_threads
-        lease = options.get("visibility_timeout") or conf.celeriac_lease
+        lease = conf.celeriac_lease
+        if conf.broker_url.partition(":")[0] not in REDIS_SCHEMES:
+            lease = options.get("visibility_timeout") or lease
         return cls(
             broker_url=conf.broker_url,
             result_backend=conf.result_backend or None,

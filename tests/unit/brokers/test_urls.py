@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pytest
 
+from celeriac import Celery
 from celeriac.brokers.memory import MemoryBroker
 from celeriac.brokers.redis import RedisBroker
 from celeriac.brokers.sql import SQLBroker
@@ -90,3 +91,11 @@ def test_anything_else_says_what_is_supported(url: str, sentence: str) -> None:
         broker_for(url)
 
     assert "memory://" in str(caught.value)
+
+
+@pytest.mark.parametrize(("url", "lease"), [("redis://localhost", 30.0), ("sqlite:///celery.db", 43200.0)])
+def test_the_visibility_timeout_of_stock_workers_on_redis_is_no_lease(url: str, lease: float) -> None:
+    app = Celery("urls", broker=url, set_as_current=False)
+    app.conf.broker_transport_options = {"visibility_timeout": 43200}
+
+    assert app.settings.lease == lease
