@@ -25,6 +25,7 @@ __all__ = ["PAGE", "EventStream", "open_stream"]
 
 PAGE = 100  # events
 _FASTAPI_PING = 15.0  # seconds of silence after which FastAPI writes a comment of its own
+_RETRY = 1.0  # seconds between two attempts at a store that is away
 _STAY_AWAY = 3_600_000  # milliseconds: a browser that does not close on ``end`` shall not be back every 3 s
 
 _log = logging.getLogger(__name__)
@@ -42,13 +43,22 @@ class EventStream:
     after: str | None
 
     async def __aiter__(self) -> AsyncIterator[ServerSentEvent]:
-        """The events, and ``end`` after the last one. Ends without ``end`` when the server stops."""
-        try:
-            async for event in self._follow():
-                yield event
-        except StoreUnavailable as exc:
-            # The status is out. All that can be told now is an end without ``end``, upon which a client comes back.
-            _log.warning("the events of task %s stopped: %s", self.task_id, exc)
+        """The events, and ``end`` after the last one. Ends without ``end`` when the server stops.
+
+        It outlasts a store that is away: a browser that came back meanwhile would get a 503, and give up for good.
+        """
+        while True:
+            try:
+                async for event in self._follow():
+                    yield event
+                return
+            except StoreUnavailable as exc:
+                _log.warning("the events of task %s cannot be read: %s", self.task_id, exc)
+                if exc.permanent:
+                    return
+            yield ServerSentEvent(comment="heartbeat")
+            if await self.alarm.wait(_RETRY) is Ring.OVER:
+                return
 
     async def _follow(self) -> AsyncIterator[ServerSentEvent]:
         record: TaskRecord | None = None

@@ -6,9 +6,10 @@ from abc import ABC, abstractmethod
 from collections.abc import Collection, Mapping, Sequence
 from contextlib import AbstractAsyncContextManager
 
+from celeriac.errors import StoreUnavailable
 from celeriac.stores.records import EventDraft, RecordFilter, RecordPage, TaskEvent, TaskRecord, Transition
 
-__all__ = ["Store", "Watch"]
+__all__ = ["Store", "Watch", "not_open"]
 
 
 class Watch(ABC):
@@ -102,3 +103,10 @@ class CancellationFeed(ABC):
     @abstractmethod
     async def next(self) -> Collection[str]:
         """Wait for cancelled task ids, and take them."""
+
+
+def not_open(store: str) -> StoreUnavailable:
+    """The error of a store that is not open, or not any more: waiting for it is no use."""
+    error = StoreUnavailable(f"The store {store} is not open.")
+    error.permanent = True
+    return error

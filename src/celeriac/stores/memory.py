@@ -13,8 +13,7 @@ from collections.abc import AsyncIterator, Callable, Collection, Mapping, Sequen
 from contextlib import asynccontextmanager
 from functools import partial
 
-from celeriac.errors import StoreUnavailable
-from celeriac.stores.base import CancellationFeed, Store, Watch
+from celeriac.stores.base import CancellationFeed, Store, Watch, not_open
 from celeriac.stores.flags import Feed, Flag
 from celeriac.stores.memory_records import Change, MemoryRecords
 from celeriac.stores.records import EventDraft, RecordFilter, RecordPage, TaskEvent, TaskRecord, Transition
@@ -46,7 +45,7 @@ class MemoryStore(Store):
     @property
     def _records(self) -> MemoryRecords:
         if not self._open:
-            raise StoreUnavailable(f"The store memory://{self.name} is not open.")
+            raise not_open(f"memory://{self.name}")
         return self._named
 
     async def transition(self, transitions: Sequence[Transition]) -> None:

@@ -16,7 +16,7 @@ from celeriac.redis.link import Link
 from celeriac.redis.scripts import Script
 from celeriac.redis.server import Server
 from celeriac.stores import redis_layout as layout
-from celeriac.stores.base import CancellationFeed, Store, Watch
+from celeriac.stores.base import CancellationFeed, Store, Watch, not_open
 from celeriac.stores.records import EventDraft, RecordFilter, RecordPage, TaskEvent, TaskRecord, Transition
 from celeriac.stores.redis_errors import store_errors
 from celeriac.stores.redis_list import Listing
@@ -220,7 +220,7 @@ class RedisStore(Store):
 
     def _opened(self) -> Link:
         if self._link is None:
-            raise StoreUnavailable(f"The store {self._server} is not open.")
+            raise not_open(str(self._server))
         return self._link
 
     def _waiting(self) -> Watchers:

@@ -16,7 +16,7 @@ from celeriac.errors import BrokerUnavailable, StoreUnavailable
 from celeriac.sql import event_log, records
 from celeriac.sql.database import Database
 from celeriac.sql.transitions import apply_transitions
-from celeriac.stores.base import CancellationFeed, Store, Watch
+from celeriac.stores.base import CancellationFeed, Store, Watch, not_open
 from celeriac.stores.entries import to_entries, to_event_rows
 from celeriac.stores.records import EventDraft, RecordFilter, RecordPage, TaskEvent, TaskRecord, Transition
 from celeriac.stores.rows import CANCELLED, Row, error_of, parse_number, search_parts, to_event, to_record
@@ -167,7 +167,7 @@ class SQLStore(Store):
 
     def _opened(self) -> Tail:
         if self._tail is None:
-            raise StoreUnavailable(f"The store {self.url} is not open.")
+            raise not_open(self.url)
         return self._tail
 
     async def _write(self, operation: Callable[[Connection], T]) -> T:

@@ -6,7 +6,8 @@ from fastapi import FastAPI
 from ledger import celery, work
 
 app = FastAPI(lifespan=celery.lifespan)
-app.include_router(celery.router(insecure=True), prefix="/tasks")
+# An outage of a few seconds shall fall into a heartbeat of streams.
+app.include_router(celery.router(insecure=True, heartbeat=0.3), prefix="/tasks")
 celery.install(app)
 
 
