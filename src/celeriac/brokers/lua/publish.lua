@@ -9,6 +9,9 @@ for _ = 1, lists do
   call('LLEN', list_of(ARGV[i], ARGV[i + 1])) -- no list? Then nothing has happened yet.
   i = i + 3 + tonumber(ARGV[i + 2])
 end
+for n = i, #ARGV, 4 do
+  call('LLEN', list_of(ARGV[n], ARGV[n + 1])) -- and what is delayed goes there one day
+end
 
 i = 5
 for _ = 1, lists do

@@ -28,12 +28,19 @@ local PREFIX, SEPARATOR, WAKE = ARGV[1], ARGV[2], ARGV[3]
 
 local MARK = '{"celeriac-deliveries": '
 local BATCH = 256 -- messages moved or restored by one script, so that nobody waits for long
+local LATER = 60 -- seconds until what cannot be put into its list, because the key is no list, is tried again
 
 local call = redis.call
 
 local function time()
   local t = call('TIME')
   return tonumber(t[1]) + tonumber(t[2]) / 1000000
+end
+
+-- Lets a script go on while the server is out of memory, if all it does is to move what is there: Redis looks before
+-- the first write that may need memory, and no more after one that needs none. Else only what frees memory would wait.
+local function need_no_memory()
+  call('ZREM', LEASES, '')
 end
 
 local function list_of(queue, step)
@@ -128,13 +135,18 @@ local function publish(queue, step, due, text)
 end
 
 local function release(tags)
-  call('ZREM', INDEX, unpack(tags))
-  call('ZREM', LEASES, unpack(tags))
-  call('HDEL', UNACKED, unpack(tags))
+  for first = 1, #tags, 1000 do
+    local last = math.min(first + 999, #tags)
+    call('ZREM', INDEX, unpack(tags, first, last))
+    call('ZREM', LEASES, unpack(tags, first, last))
+    call('HDEL', UNACKED, unpack(tags, first, last))
+  end
 end
 
--- Puts leased messages back to the front of their queues, the first of them foremost.
+-- Puts leased messages back to the front of their queues, the first of them foremost. Those whose list is none stay
+-- leased for a while, and are nobody else's trouble.
 local function restore(tags, as_if_not_delivered)
+  local done = {}
   for i = #tags, 1, -1 do
     local held = call('HGET', UNACKED, tags[i])
     local text, queue
@@ -145,32 +157,40 @@ local function restore(tags, as_if_not_delivered)
       if as_if_not_delivered then
         text = uncounted(text)
       end
-      push('RPUSH', queue, step_of(tags[i]), { text })
+    end
+    if not text or pcall(push, 'RPUSH', queue, step_of(tags[i]), { text }) then
+      table.insert(done, tags[i])
+    else
+      call('ZADD', LEASES, 'XX', time() + LATER, tags[i])
+      call('ZADD', INDEX, 'XX', time() + LATER, tags[i])
     end
   end
-  if #tags > 0 then
-    release(tags)
-  end
+  release(done)
 end
 
--- Moves messages of a queue that are due into their lists, the earliest first. Returns how many.
+-- Moves messages of a queue that are due into their lists, the earliest first. Returns how many. Those whose list is
+-- none stay.
 local function move_due(queue, now, limit)
   local waiting = PREFIX .. 'celeriac:delayed:' .. queue
   local members = call('ZRANGEBYSCORE', waiting, '-inf', now, 'LIMIT', 0, limit)
-  local by_step = {}
+  local by_step, stuck = {}, false
   for _, member in ipairs(members) do
     local step, at = string.match(member, '^(%d+):()', 17)
-    by_step[step] = by_step[step] or {}
-    table.insert(by_step[step], string.sub(member, at))
+    by_step[step] = by_step[step] or { members = {}, texts = {} }
+    table.insert(by_step[step].members, member)
+    table.insert(by_step[step].texts, string.sub(member, at))
   end
-  for step, texts in pairs(by_step) do
-    push('LPUSH', queue, step, texts)
-  end
-  if #members > 0 then
-    call('ZREMRANGEBYRANK', waiting, 0, #members - 1)
+  for step, due in pairs(by_step) do
+    if pcall(push, 'LPUSH', queue, step, due.texts) then
+      call('ZREM', waiting, unpack(due.members))
+    else
+      stuck = true
+    end
   end
   local first = call('ZRANGE', waiting, 0, 0, 'WITHSCORES')
-  if first[2] then
+  if stuck then
+    call('ZADD', DELAYED, now + LATER, queue)
+  elseif first[2] then
     call('ZADD', DELAYED, first[2], queue)
   else
     call('ZREM', DELAYED, queue)
@@ -189,6 +209,9 @@ end
 -- Does what has become due in any queue. Returns when the next is, nil if nothing will.
 local function tend(now)
   local due, ends = first_of(DELAYED), first_of(LEASES)
+  if due and due <= now or ends and ends <= now then
+    need_no_memory()
+  end
   if due and due <= now then
     local left = BATCH
     for _, queue in ipairs(call('ZRANGEBYSCORE', DELAYED, '-inf', now, 'LIMIT', 0, BATCH)) do

@@ -20,6 +20,9 @@ end
 
 -- Nobody has heard of what a lost reply gave away. It is taken back, and if that receive is still on its way, through
 -- a network or a server that was stopped, it will find itself void.
+if #ARGV > lost then
+  need_no_memory()
+end
 for i = lost + 1, #ARGV, 2 do
   call('SET', PREFIX .. 'celeriac:void:' .. ARGV[i], '1', 'EX', 86400)
   local found = {}
@@ -104,24 +107,26 @@ local function take(queue, step, quota)
   end
 end
 
-for step = 1, step_count do
-  local left = limit - count
-  if left <= 0 then
-    break
-  end
-  if queue_count == 1 then
-    take(1, step, left)
-  else
-    local lengths = {}
-    for queue = 1, queue_count do
-      local length = call('LLEN', list_of(ARGV[9 + queue], ARGV[steps + step]))
-      if length > 0 then
-        lengths[queue] = length
-      end
+local function take_all()
+  for step = 1, step_count do
+    local left = limit - count
+    if left <= 0 then
+      break
     end
-    local quotas = shares(lengths, left)
-    for queue = 1, queue_count do
-      take(queue, step, quotas[queue] or 0)
+    if queue_count == 1 then
+      take(1, step, left)
+    else
+      local lengths = {}
+      for queue = 1, queue_count do
+        local length = call('LLEN', list_of(ARGV[9 + queue], ARGV[steps + step]))
+        if length > 0 then
+          lengths[queue] = length
+        end
+      end
+      local quotas = shares(lengths, left)
+      for queue = 1, queue_count do
+        take(queue, step, quotas[queue] or 0)
+      end
     end
   end
 end
@@ -132,7 +137,7 @@ local function in_chunks(command, key, values)
   end
 end
 
-if count > 0 then
+local function lease_all()
   in_chunks('HSET', UNACKED, held)
   -- From the last to the first: a sorted set that is small is a list, and each finds its place at the head of it.
   local ends = text_of(now + lease)
@@ -147,6 +152,35 @@ if count > 0 then
   end
   in_chunks('ZADD', LEASES, leased)
   in_chunks('ZADD', INDEX, indexed)
+end
+
+-- A key that is of another type shows only now: what was taken goes back to where it was.
+local function give_back()
+  for first = 1, count, 1000 do
+    local last = math.min(first + 999, count)
+    for _, key in ipairs({ INDEX, LEASES }) do
+      redis.pcall('ZREM', key, unpack(tags, first, last))
+    end
+    redis.pcall('HDEL', UNACKED, unpack(tags, first, last))
+  end
+  local at = count
+  for group = #groups - 2, 1, -3 do
+    local texts = {}
+    for _ = 1, groups[group + 2] do
+      table.insert(texts, taken[at])
+      at = at - 1
+    end
+    push('RPUSH', ARGV[9 + groups[group]], ARGV[steps + groups[group + 1]], texts)
+  end
+end
+
+local ok, problem = pcall(take_all)
+if ok and count > 0 then
+  ok, problem = pcall(lease_all)
   next_due = earlier(next_due, now + lease)
+end
+if not ok then
+  give_back()
+  error(problem, 0)
 end
 return { text_of(now), text_of(next_due), groups, taken }

@@ -3,6 +3,7 @@
 -- ARGV  4 seconds of the lease   5... tags
 -- Returns the tags that were void.
 
+need_no_memory()
 local ends = text_of(time() + tonumber(ARGV[4]))
 local void = {}
 for first = 5, #ARGV, 1000 do

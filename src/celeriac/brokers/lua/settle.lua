@@ -24,29 +24,32 @@ local function bury(tag, reason, text, queue)
   call('ZADD', PREFIX .. 'celeriac:dead:' .. queue, id, id)
 end
 
-local function finish(tag, held, action, due, counts, reason)
-  release({ tag })
-  if action == 'gone' then
-    return
-  end
-  local text, queue = split(held)
-  if not text then
-    return
-  end
-  if action == 'dead' then
-    bury(tag, reason, text, queue)
-    return
-  end
-  if counts ~= '1' then
-    text = uncounted(text)
-  end
-  if due == '' then
-    push('RPUSH', queue, step_of(tag), { text })
-  else
+-- Puts a message back. If its list has become none, it stays until its lease ends, and is tried again then.
+local function put_back(tag, text, queue, due)
+  if due ~= '' then
+    release({ tag })
     delay(queue, step_of(tag), due, text)
+  elseif pcall(push, 'RPUSH', queue, step_of(tag), { text }) then
+    release({ tag })
   end
 end
 
+local function finish(tag, held, action, due, counts, reason)
+  local text, queue
+  if action ~= 'gone' then
+    text, queue = split(held)
+  end
+  if text and action == 'back' then
+    put_back(tag, counts == '1' and text or uncounted(text), queue, due)
+    return
+  end
+  release({ tag })
+  if text and action == 'dead' then
+    bury(tag, reason, text, queue)
+  end
+end
+
+need_no_memory()
 local void = {}
 i = 4
 while i <= #ARGV do
