@@ -75,7 +75,7 @@ class Execution(RunsTask):
     @property
     def request(self) -> TaskRequest:
         if self._request is None:
-            self._request = TaskRequest(request_values(self.message, self.delivery, self.hostname))
+            self._request = TaskRequest(request_values(self))
         return self._request
 
     @property
@@ -91,6 +91,12 @@ class Execution(RunsTask):
     def name(self) -> str:
         """The task's name; in logs and events ``shadow`` wins over it."""
         return self.message.task
+
+    @property
+    def redelivered(self) -> bool:
+        """Whether somebody has had the message before. Stock workers, who count nothing, mark what they put back."""
+        info = self.message.properties.get("delivery_info") or {}
+        return self.delivery.deliveries > 1 or bool(info.get("redelivered"))
 
     @property
     def ignores_result(self) -> bool:
@@ -232,9 +238,9 @@ def _json(value: Any) -> str:
         return dumps(repr(value))  # for pickle's eyes only
 
 
-def request_values(message: TaskMessage, delivery: Delivery, hostname: str) -> dict[str, Any]:
+def request_values(execution: Execution) -> dict[str, Any]:
     """What Celery's worker puts into ``task.request`` (``celery.worker.request.Request``, and the tracer)."""
-    properties = message.properties
+    message, properties = execution.message, execution.message.properties
     info = properties.get("delivery_info") or {}
     return {
         **message.headers,
@@ -246,12 +252,12 @@ def request_values(message: TaskMessage, delivery: Delivery, hostname: str) -> d
         "properties": properties,
         "reply_to": properties.get("reply_to"),
         "correlation_id": properties.get("correlation_id"),
-        "hostname": hostname,
+        "hostname": execution.hostname,
         "delivery_info": {
             "exchange": info.get("exchange"),
-            "routing_key": info.get("routing_key") or delivery.queue,
+            "routing_key": info.get("routing_key") or execution.delivery.queue,
             "priority": properties.get("priority"),
-            "redelivered": delivery.deliveries > 1,
+            "redelivered": execution.redelivered,
         },
         "called_directly": False,
         "is_eager": False,

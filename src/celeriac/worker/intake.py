@@ -123,7 +123,7 @@ class Intake:
     async def _marks(self, executions: Sequence[Execution]) -> tuple[set[str], set[str]]:
         """Which were cancelled, and which have ended before their message could be settled."""
         ids = [execution.id for execution in executions]
-        again = {execution.id: execution for execution in executions if execution.delivery.deliveries > 1}
+        again = {execution.id: execution for execution in executions if execution.redelivered}
         while True:
             try:
                 cancelled = set(await self._store.cancelled(ids))
