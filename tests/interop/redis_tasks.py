@@ -56,7 +56,7 @@ def settings() -> dict[str, Any]:
 
 def define(app: Any, without: Collection[str] = ()) -> None:
     """Add the tasks to an app, but for those that it has in a form of its own."""
-    side = redis.Redis.from_url(os.environ[SIDE_URL], decode_responses=True)
+    side = redis.Redis.from_url(os.environ[SIDE_URL], decode_responses=True, socket_timeout=None)
 
     def write(name: str, line: str) -> None:
         side.rpush(f"notes:{name}", line)
