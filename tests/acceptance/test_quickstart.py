@@ -1,4 +1,4 @@
-"""The quickstart's behaviour over real HTTP, with API, worker and beat as processes on one SQLite file."""
+"""The quickstart's behaviour over real HTTP, with API, worker and beat as processes on one SQLite file, or on Redis."""
 
 from __future__ import annotations
 
@@ -11,22 +11,31 @@ from collections.abc import Iterator
 import pytest
 from tests.acceptance.processes import Launcher
 from tests.acceptance.quickstart import Quickstart, wait_for
+from tests.services import running_redis
 
 CSV = "name,age,score\nAda,36,9.5\nAlan,41,\nGrace,,7.5\n"
 
 
-@pytest.fixture(scope="module")
-def app(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Quickstart]:
+@pytest.fixture(scope="module", params=["sqlite", "redis"])
+def app(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Quickstart]:
     """All of the quickstart, as in three terminals, with a heartbeat every second."""
     launcher = Launcher()
     app = Quickstart(tmp_path_factory.mktemp("app") / "quickstart", launcher, {"HEARTBEAT_SECONDS": "1"})
     try:
+        if request.param == "redis":
+            app.env["CELERY_BROKER_URL"] = request.getfixturevalue("quickstart_redis_url")
         app.start_worker()
         app.start_beat()
         app.start_api()
         yield app
     finally:
         launcher.clean_up()
+
+
+@pytest.fixture(scope="module")
+def quickstart_redis_url() -> Iterator[str]:
+    with running_redis() as url:
+        yield url
 
 
 def test_csv_is_summarized(app: Quickstart) -> None:
