@@ -28,6 +28,10 @@ _LOOK = 0.01
 _PATIENCE = 20.0
 
 
+#: Errors that a worker may have with itself.
+_ERRORS = 10
+
+
 class Failed(Exception):
     """A process has not done what it was started for."""
 
@@ -77,6 +81,11 @@ class Process:
         """Raise Failed if it has ended."""
         if self._popen.poll() is not None:
             raise Failed(f"The process ended with code {self._popen.returncode}. It said:\n{self.said}")
+
+    def check_errors(self) -> None:
+        """Raise Failed if it has reported so many errors that tasks must have failed, and not just its upkeep."""
+        if self._log.read_text(errors="replace").count("Traceback") > _ERRORS:
+            raise Failed(f"There were errors:\n{self.said}")
 
     @property
     def said(self) -> str:

@@ -26,8 +26,6 @@ class Scale:
     idle: float
     #: Tasks in the queue when it is tried whether size matters.
     many: int
-    #: How often the systems on Redis take turns.
-    redis_rounds: int
     #: Tasks in the queue of a worker on Redis: of ours, of a stock worker, of a peer's.
     redis_queued: int
     redis_stock_queued: int
@@ -55,7 +53,6 @@ FULL = Scale(
     sleepers=10_000,
     idle=5.0,
     many=200_000,
-    redis_rounds=4,
     redis_queued=30_000,
     redis_stock_queued=1_000,
     redis_peer_queued=3_000,
@@ -78,7 +75,6 @@ QUICK = Scale(
     sleepers=10_000,
     idle=2.0,
     many=50_000,
-    redis_rounds=1,
     redis_queued=20_000,
     redis_stock_queued=1_000,
     redis_peer_queued=2_000,

@@ -1,4 +1,7 @@
-"""arq, without results, and looking for work all the time: otherwise it waits half a second for more than ten jobs."""
+"""arq, without results, without two lines of log for each job, and looking for work all the time.
+
+Otherwise it takes ``max_jobs`` jobs at most every half second.
+"""
 
 from __future__ import annotations
 
@@ -13,9 +16,12 @@ from arq.connections import RedisSettings
 
 from benchmarks.apps.publishing import Publish
 
-__all__ = ["WorkerSettings", "publisher"]
+__all__ = ["LOGGING", "WorkerSettings", "publisher"]
 
 _SETTINGS = RedisSettings.from_dsn(os.environ["BENCHMARK_REDIS"])
+
+#: What the worker says.
+LOGGING = {"version": 1, "loggers": {"arq": {"level": "WARNING"}}}
 
 uvloop.install()
 

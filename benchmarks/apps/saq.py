@@ -1,4 +1,4 @@
-"""SAQ, without results, and with the fast JSON that its documentation names."""
+"""SAQ, without results, and with a JSON library that is faster than the standard one."""
 
 from __future__ import annotations
 

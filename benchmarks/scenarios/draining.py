@@ -62,6 +62,9 @@ def drain(
         last = wait_until(workers[0], drained, timeout=_END)
         cpu = sum(worker.cpu_seconds() for worker in workers) - cpu
         peak = sum(worker.peak_memory() for worker in workers)
+        for worker in workers:
+            # A queue is empty, too, when everything that was in it has failed.
+            worker.check_errors()
     span = place.span(count)
     if span is not None:
         first, last = min(first, span[0]), max(last, span[1])

@@ -44,7 +44,7 @@ def measure(scale: Scale) -> Iterator[Row]:
     short, long = _Queue(_FEW), _Queue(scale.redis_many)
     with redis_running() as url, NATIVE_BARE.at(url.removesuffix("/0") + "/1") as far:
         far.fill("noop", long.waiting, 1)
-        for _ in range(scale.redis_rounds):
+        for _ in range(scale.runs):
             with NATIVE_BARE.at(url) as near:
                 near.fill("noop", short.waiting, 1)
                 short.publishing.append(_publish(near, count))
@@ -53,7 +53,7 @@ def measure(scale: Scale) -> Iterator[Row]:
                 short.drained.append(drain(NATIVE_BARE, near, short.waiting + count))
         far.filled()
         long.server_memory = float(far.server.info("memory")["used_memory"])
-        long.drained.append(drain(NATIVE_BARE, far, long.waiting + scale.redis_rounds * count))
+        long.drained.append(drain(NATIVE_BARE, far, long.waiting + scale.runs * count))
     for queue in (short, long):
         yield from _rows(queue, count)
     yield _figure("memory of Redis with the long queue", "MB", [long.server_memory / 1e6])

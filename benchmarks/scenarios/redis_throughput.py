@@ -32,7 +32,7 @@ def measure(scale: Scale) -> Iterator[Row]:
     ]
     rounds: Rounds[Drained] = Rounds(_NAME, contenders)
     with redis_running() as url:
-        rounds.run(scale.redis_rounds, lambda contender: _run(contender, url))
+        rounds.run(scale.runs, lambda contender: _run(contender, url))
     for system in (NATIVE_BARE, NATIVE, STOCK, STOCK_RESULTS, *PEERS):
         yield from rounds.rows(system, _rate, _rows)
     yield from rounds.skipped()

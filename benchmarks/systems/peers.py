@@ -72,7 +72,7 @@ class _Arq(Peer):
 
 
 def _arq(options: WorkerOptions) -> Sequence[str]:
-    return ["arq", "benchmarks.apps.arq.WorkerSettings"]
+    return ["arq", "benchmarks.apps.arq.WorkerSettings", "--custom-log-dict", "benchmarks.apps.arq.LOGGING"]
 
 
 def _dramatiq(options: WorkerOptions) -> Sequence[str]:
