@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any, ClassVar
 
 from celeriac.errors import BrokerUnavailable
 from celeriac.redis.scripts import Script
-from celeriac.redis.server import Server, transport_of
+from celeriac.redis.server import Server, count_received, transport_of
 from celeriac.redis.trouble import again, unavailable
 
 if TYPE_CHECKING:
@@ -53,7 +53,7 @@ class Link:
         self._reader: asyncio.Task[None] | None = None
         self._watchdog: asyncio.TimerHandle | None = None
         self._silent = 0
-        self._replies = 0
+        self._received = 0  # bytes: a large reply takes its time, and is no silence
         self._lost: set[asyncio.Task[None]] = set()
 
     @classmethod
@@ -179,6 +179,7 @@ class Link:
             raise asyncio.CancelledError
         self._connection = connection
         self._transport = transport_of(connection)
+        count_received(connection, self._count)
         self._reader = asyncio.get_running_loop().create_task(self._read(connection))
         return connection
 
@@ -196,31 +197,32 @@ class Link:
                 self._drop(connection, self._describe(exc))
                 return
             except ResponseError as exc:
-                self._replies += 1
                 _settle(pending.popleft(), None, self._describe(exc))
                 continue
             except (RedisError, OSError) as exc:
                 self._drop(connection, self._describe(exc))
                 return
-            self._replies += 1
             _settle(pending.popleft(), reply, None)
 
+    def _count(self, received: int) -> None:
+        self._received += received
+
     def _watch(self) -> None:
-        """Drop the connection when no reply has come for too long while some were due."""
+        """Drop the connection when nothing has come for too long while replies were due."""
         if self._watchdog is None and self._pending:
             self._silent = 0
             self._look_later()
 
     def _look_later(self) -> None:
         self._watchdog = asyncio.get_running_loop().call_later(
-            self.server.reply_timeout / _LOOKS, self._look, self._replies, self._connection
+            self.server.reply_timeout / _LOOKS, self._look, self._received, self._connection
         )
 
-    def _look(self, replies: int, connection: AbstractConnection | None) -> None:
+    def _look(self, received: int, connection: AbstractConnection | None) -> None:
         self._watchdog = None
         if not self._pending or connection is None or connection is not self._connection:
             return
-        self._silent = self._silent + 1 if replies == self._replies else 0
+        self._silent = self._silent + 1 if received == self._received else 0
         if self._silent < _LOOKS:
             self._look_later()
         else:

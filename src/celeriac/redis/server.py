@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from functools import cache
 from typing import TYPE_CHECKING, Any
@@ -16,7 +16,7 @@ from celeriac.redis.sentinels import find_primary
 if TYPE_CHECKING:
     from redis.asyncio.connection import AbstractConnection
 
-__all__ = ["REPLY_TIMEOUT", "SCHEMES", "ConnectTimeout", "Server", "transport_of"]
+__all__ = ["REPLY_TIMEOUT", "SCHEMES", "ConnectTimeout", "Server", "count_received", "transport_of"]
 
 #: Schemes of URLs that mean a Redis server. Valkey speaks the same protocol.
 SCHEMES = frozenset({"redis", "rediss", "valkey", "valkeys", "unix", "redis+socket", "socket", "sentinel"})
@@ -197,6 +197,20 @@ def transport_of(connection: AbstractConnection) -> asyncio.WriteTransport | Non
     """What writes a connection's bytes, for which redis-py has no public name."""
     writer: asyncio.StreamWriter | None = getattr(connection, "_writer", None)
     return None if writer is None else writer.transport
+
+
+def count_received(connection: AbstractConnection, count: Callable[[int], None]) -> None:
+    """Have ``count`` called with the number of bytes whenever some arrive, for which redis-py has no way."""
+    stream: Any = getattr(connection, "_reader", None)
+    if stream is None:
+        return
+    feed = stream.feed_data
+
+    def feed_and_count(data: bytes) -> None:
+        count(len(data))
+        feed(data)
+
+    stream.feed_data = feed_and_count
 
 
 def _require_driver() -> None:

@@ -125,6 +125,35 @@ async def test_a_slow_answer_is_waited_for_while_others_come(proxy: Proxy, remot
         assert await remote.send("PING") == b"PONG"
 
 
+async def test_a_large_answer_may_take_its_time(redis_server: RedisServer, open_link: OpenLink) -> None:
+    """What comes slowly, through a narrow network, is no silence."""
+
+    async def narrow(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        to_client = writer
+        from_server, to_server = await asyncio.open_connection(redis_server.host, redis_server.port)
+
+        async def ask() -> None:
+            while data := await reader.read(65536):
+                to_server.write(data)
+            to_server.close()
+
+        asking = asyncio.create_task(ask())
+        while data := await from_server.read(20_000):
+            to_client.write(data)
+            await asyncio.sleep(PATIENCE / 20 if len(data) == 20_000 else 0)
+        await asking
+        to_client.close()
+
+    async with await asyncio.start_server(narrow, "127.0.0.1") as listener:
+        link = await open_link(f"redis://127.0.0.1:{listener.sockets[0].getsockname()[1]}/0")
+        redis_server.command("SET", "large", "x" * 1_000_000)
+        started = time.monotonic()
+        assert len(await link.send("GET", "large")) == 1_000_000
+        assert time.monotonic() - started > 2 * PATIENCE
+        await link.close()
+        await link.open()
+
+
 async def test_a_network_that_swallows_everything_is_left(proxy: Proxy, remote: Link) -> None:
     await remote.send("PING")
     proxy.blackhole()
