@@ -77,7 +77,7 @@ class Site:
         self.server = server
         self.settings = {"broker_url": server.url, **settings}
         self.redis = redis.Redis.from_url(server.url, decode_responses=True)
-        self._side_url = server.url_for(db=1)
+        self._side_url = server.url_for(db=1)  # by the default user
         self._side = redis.Redis.from_url(self._side_url, decode_responses=True)
         self._launcher = launcher
         self._clients: list[StockClient] = []
