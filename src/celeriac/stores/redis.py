@@ -195,13 +195,19 @@ class RedisStore(Store):
         self._trim_at = time.monotonic() + _TRIM_PAUSE
         before = "" if self.expires is None else micros(time.time() - self.expires)
         total = 0
-        for looks in (_COMPARED, *[0] * (_TRIM_SLICES - 1)):
-            arguments = [self._prefix, before, _TRIMMED, looks]
+        looks, compared = _TRIMMED, _COMPARED
+        for _ in range(_TRIM_SLICES):
+            arguments = [self._prefix, before, looks, compared]
             removed, complete, *stock = await self._run(layout.TRIM, arguments)
             if stock:
                 await self._read([task_id.decode() for task_id in stock])
+            else:
+                # Where stock workers have written, they have written more, which expires unless it is taken in.
+                compared = 0
             total += removed
             if complete:
+                looks = 0
+            if not (looks or compared):
                 break
         return total
 

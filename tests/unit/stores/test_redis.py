@@ -211,3 +211,40 @@ async def test_closing_leaves_nothing_behind(redis_url: str, client: redis.Redis
     async with asyncio.timeout(5):
         while asyncio.all_tasks() != tasks or client.info("clients")["connected_clients"] != connections:
             await asyncio.sleep(0.01)
+
+
+async def test_trimming_goes_on_beside_a_publisher_whose_clock_is_ahead(
+    store: RedisStore, client: redis.Redis
+) -> None:
+    await store.transition([step("ahead", "PENDING", time.time() + 365 * _DAY)])
+    await store.transition([step(f"open-{number}", "PENDING") for number in range(300)])
+    old = time.time() - 2 * _DAY
+    await store.transition([step("done", "PENDING", old), step("done", "SUCCESS", old + 1)])
+    assert await store.trim() == 1
+    assert client.scard("celeriac:index:state:SUCCESS") == 0
+
+
+async def test_the_clean_up_keeps_pace_with_stock_workers(store: RedisStore, client: redis.Redis) -> None:
+    ids = [f"{number}" for number in range(3000)]
+    await store.transition([step(task_id, "PENDING") for task_id in ids])
+    client.mset({f"celery-task-meta-{task_id}": '{"status": "SUCCESS", "result": 1}' for task_id in ids})
+    await store.trim()
+    await store.trim()
+    assert client.scard("celeriac:index:state:PENDING") == 0
+
+
+async def test_a_list_of_large_arguments_comes_in_parts(store: RedisStore, client: redis.Redis) -> None:
+    large = f'["{"x" * 1_000_000}"]'
+    await store.transition([step(f"{number}", "PENDING", args=large) for number in range(20)])
+    client.config_resetstat()
+    page = await store.list(RecordFilter(), limit=20)
+    assert [record.id for record in page.records] == [f"{number}" for number in reversed(range(20))]
+    assert client.info("commandstats")["cmdstat_evalsha"]["calls"] >= 10, (
+        "nobody waits for 20 MB of another's"
+    )
+
+
+async def test_late_events_go_with_their_record(store: RedisStore, client: redis.Redis) -> None:
+    await store.transition([step("a", "PENDING"), step("a", "FAILURE")])
+    await store.append_events([EventDraft("a", "value", "1", time.time())])
+    assert _DAY < int(client.ttl("celeriac:events:a")) <= int(client.ttl("celeriac:task:a"))

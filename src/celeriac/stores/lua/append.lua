@@ -36,6 +36,13 @@ for _, task in ipairs(tasks) do
   for first = 1, task.events and #task.events or 0, 1000 do
     call('RPUSH', EVENTS .. task.id, unpack(task.events, first, math.min(first + 999, #task.events)))
   end
+  if task.events and task.finished ~= '' then
+    -- A list that begins now must go with its record.
+    local left = call('TTL', TASK .. task.id)
+    if left > 0 then
+      call('EXPIRE', EVENTS .. task.id, left)
+    end
+  end
   for kind in pairs(task.kinds or {}) do
     call('PUBLISH', EVENTS .. task.id, kind)
   end

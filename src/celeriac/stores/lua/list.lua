@@ -8,7 +8,7 @@
 local wanted, budget = tonumber(ARGV[3]), tonumber(ARGV[4])
 local since, limit = tonumber(ARGV[9]), tonumber(ARGV[10])
 
--- Bytes in which a slice searches, or which it gives, before others have their turn.
+-- Bytes that a slice reads, or in which it searches, before others have their turn.
 local MOST_BYTES = 2000000
 
 -- Up to so many records of one index are put in order at once; of more, some will be found soon among all.
@@ -82,7 +82,9 @@ local answer = { false }
 local function inspect(members)
   for position, member in ipairs(members) do
     local id = member[2]
-    local row = load(id)
+    local kept = call('GET', TASK .. id)
+    local row = kept and unpacked(kept)
+    bytes = bytes + #(kept or '')
     if row and matches(row, id) then
       local text = call('GET', META .. id)
       if text or not READY[row[STATE]] then

@@ -6,7 +6,7 @@
 
 local answer = { 0, 0 }
 local before = tonumber(ARGV[2])
-local progress = call('HMGET', NUMBERS, 'trimmed', 'looked')
+local progress = call('HMGET', NUMBERS, 'trimmed', 'looked', 'lead')
 
 local function trim(id)
   local row = load(id)
@@ -27,8 +27,8 @@ if limit > 0 then
     trim(ids[index])
     trimmed = ids[index + 1]
   end
-  -- What was enqueued later cannot have ended earlier: begin again.
-  if #ids < 2 * limit or (before and tonumber(trimmed) > before) then
+  -- What was enqueued later cannot have ended earlier: begin again. Numbers may be ahead of the clock by the lead.
+  if #ids < 2 * limit or (before and tonumber(trimmed) > before + (tonumber(progress[3]) or 0)) then
     trimmed = '-inf'
     answer[2] = 1
   end
