@@ -133,24 +133,22 @@ class TaskMessageBuilder:
             "stamped_headers": stamped_headers,
             "stamps": stamps or {},
         }
-        headers_json = None
         if headers:
             all_headers.update(headers)
-        elif not (stamps or replaced_task_nesting) and all(
-            value is None
-            for value in (time_limit, soft_time_limit, stamped_headers, group_id, group_index, shadow)
-        ):
-            headers_json = self._plain_headers(all_headers)
-        body = _body(args_json, kwargs_json, callbacks, errbacks, chain, chord)
         return Message(
             all_headers,
             _properties(task_id, reply_to, properties, delivery_mode, expiration, priority),
-            body,
-            headers_json=headers_json,
+            _body(args_json, kwargs_json, callbacks, errbacks, chain, chord),
+            headers_json=None if headers else self._plain_headers(all_headers),
         )
 
-    def _plain_headers(self, headers: Mapping[str, Any]) -> str:
+    def _plain_headers(self, headers: Mapping[str, Any]) -> str | None:
         """What ``json.dumps`` makes of the headers of a call that leaves most of them alone, in a third of the time."""
+        get = headers.__getitem__
+        if get("timelimit") != _NO_LIMITS or get("stamps") or get("replaced_task_nesting"):
+            return None
+        if not (get("shadow") is get("group") is get("group_index") is get("stamped_headers") is None):
+            return None
         text = codec.text_json
         return (
             f'{{"lang": "py", "task": {self._name_json}, "id": {text(headers["id"])}, "shadow": null, '
@@ -162,6 +160,8 @@ class TaskMessageBuilder:
             f'"replaced_task_nesting": 0, "stamped_headers": null, "stamps": {{}}}}'
         )
 
+
+_NO_LIMITS = [None, None]
 
 _TRUTH = {True: "true", False: "false", None: "null"}
 
