@@ -5,7 +5,10 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import functools
+import gc
+import logging
 import threading
+import weakref
 from collections.abc import AsyncIterator, Callable, Coroutine
 from contextlib import asynccontextmanager
 from typing import Any
@@ -201,3 +204,40 @@ async def test_a_retry_may_have_a_model_for_an_argument(celery: Celery) -> None:
         handle = await ship.enqueue(Order(number=1))
         assert await handle.result(5) == 2
         assert (await handle.record()).retries == 1
+
+
+class Load:
+    """What a task has in a variable."""
+
+
+async def test_a_failed_tasks_variables_are_gone_with_it(celery: Celery) -> None:
+    """Without the garbage collector, which a worker seldom runs: a large table in each would soon be all its memory."""
+    loads: list[weakref.ref[Load]] = []
+
+    def carry() -> None:
+        load = Load()
+        loads.append(weakref.ref(load))
+        raise ValueError("failed")
+
+    @celery.task
+    async def coroutine() -> None:
+        carry()
+
+    @celery.task
+    def function() -> None:
+        carry()
+
+    gc.disable()
+    logging.disable()  # pytest keeps what is logged, and its exceptions
+    try:
+        async with working(celery):
+            for task in (coroutine, function):
+                with contextlib.suppress(ValueError):
+                    await (await task.enqueue()).result(5)
+                async with asyncio.timeout(2):
+                    while any(load() is not None for load in loads):
+                        await asyncio.sleep(0.01)
+    finally:
+        logging.disable(logging.NOTSET)
+        gc.enable()
+    assert len(loads) == 2

@@ -21,7 +21,7 @@ from celeriac.compat import enter_execution, pop_task, push_task
 from celeriac.protocol.codec import dumps
 from celeriac.protocol.settlement import Action, Outcome, decide
 from celeriac.worker.coroutines import wait_interruptibly
-from celeriac.worker.ending import Ending, ending_of
+from celeriac.worker.ending import Ending, HandedBack, ending_of
 from celeriac.worker.execution import Execution
 from celeriac.worker.invoke import invoke
 from celeriac.worker.profile import Kind, TaskProfile
@@ -128,19 +128,14 @@ class Executor:
             await self._reporter.starting(execution, profile)
             has_thread = False  # from here on it is the invocation's to give back
             value = await invoke(execution, profile, self._threads)
-            ending = Ending(Outcome.SUCCEEDED, states.SUCCESS, value=value)
+            return Ending(Outcome.SUCCEEDED, states.SUCCESS, value=value)
         except BaseException as exc:  # noqa: BLE001 - every way to end is told apart by ending_of
-            ending = ending_of(exc)
+            # Not kept in a variable: this frame belongs to the exception, whose locals would live until a collection.
+            return ending_of(_kept_to(execution, exc))
         finally:
             execution.ended = True
             if has_thread:
                 self._threads.free.release()
-        if ending.outcome is Outcome.HANDED_BACK and execution.acknowledged:
-            # There is no message left to hand back.
-            return ending_of(
-                WorkerLostError("The worker shut down, and the task was acknowledged before it ran.")
-            )
-        return ending
 
     async def _conclude(self, execution: Execution, profile: TaskProfile, ending: Ending) -> None:
         """Publish what follows, and store the result."""
@@ -234,3 +229,10 @@ class Executor:
         rounds = max(1, self._delivery_limit - 1)
         share: float = self._unknown_task_grace / (2**rounds - 1)
         return share * 2.0 ** (min(deliveries, rounds) - 1)
+
+
+def _kept_to(execution: Execution, error: BaseException) -> BaseException:
+    """What ended the attempt, by what is still possible: an acknowledged task cannot be handed back."""
+    if isinstance(error, HandedBack) and execution.acknowledged:
+        error = WorkerLostError("The worker shut down, and the task was acknowledged before it ran.")
+    return error

@@ -71,6 +71,8 @@ class TaskThreads:
         finally:
             execution.interrupt = None
             self._give_back(execution, future)
+            # It has the exception, which has this frame: all locals of a failed task would live until a collection.
+            del future
             if runner.cancelling():
                 await absorb_cancellation(runner)
         return value
