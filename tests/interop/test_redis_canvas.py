@@ -101,7 +101,7 @@ def test_a_stock_client_gets_the_result(client: StockClient, name: str, queues: 
     assert client(f"({text}).apply_async().get(timeout=15)", a=queues[0], b=queues[1]) == result
 
 
-@pytest.mark.parametrize("queues", BORDERS, ids="-".join)
+@pytest.mark.parametrize("queues", BORDERS[1:3], ids="-".join)
 @pytest.mark.parametrize(
     "name", [name for name in CANVAS if not name.startswith("group") and name != "a body that is a group"]
 )
