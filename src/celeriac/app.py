@@ -238,7 +238,7 @@ class Celery(celery.Celery):  # type: ignore[misc]
             "owner": record.owner,
         }
         call = connection.calls.build(record.name, record.args, record.kwargs or {}, options)
-        await connection.publisher.replay(call)
+        await connection.publisher.replay(call, record)
         return self._handle(record.id)
 
     def _registered(self, name: str) -> Any:

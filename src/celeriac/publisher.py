@@ -13,9 +13,11 @@ from celery import signals
 
 from celeriac.brokers.base import Broker
 from celeriac.calls import Call
-from celeriac.errors import CeleriacError, PublishTimeout, StoreError
+from celeriac.errors import BrokerUnavailable, CeleriacError, PublishTimeout, StoreError
 from celeriac.hooks import Hook, Published
+from celeriac.protocol.codec import dumps
 from celeriac.stores.base import Store
+from celeriac.stores.records import TaskRecord, Transition
 
 __all__ = ["Publisher", "signal_after", "signal_before"]
 
@@ -57,12 +59,14 @@ class Publisher:
         for call in calls:
             signal_after(call)
 
-    async def replay(self, call: Call) -> None:
-        """Publish a task that has ended once more, and start its record over. Raises as ``publish`` does."""
+    async def replay(self, call: Call, record: TaskRecord) -> None:
+        """Publish a task that has ended once more, and start its record over. Raises as ``publish`` does.
+
+        ``record`` is how it ended, which it keeps if the broker does not take it.
+        """
         signal_before(call)
-        await self._send(
-            [replace(call, record=replace(call.record, replay=True))], self._deadline, forget=False
-        )
+        calls = [replace(call, record=replace(call.record, replay=True))]
+        await self._send(calls, self._deadline, _end_of(record))
         signal_after(call)
 
     async def drain(self) -> None:
@@ -91,10 +95,11 @@ class Publisher:
         error: Exception | None = None
         try:
             await self._send([call for call, _ in batch], deadline)
-        except CeleriacError as exc:
-            error = exc
         except Exception as exc:  # noqa: BLE001 - it belongs to those who wait
-            if len(batch) > 1:
+            refused = not isinstance(exc, CeleriacError) or (
+                isinstance(exc, BrokerUnavailable) and exc.permanent
+            )
+            if refused and len(batch) > 1:
                 # One of them cannot be published, and the others should not pay for it.
                 await asyncio.gather(*(self._send_batch([waiting], deadline) for waiting in batch))
                 return
@@ -107,7 +112,7 @@ class Publisher:
             else:
                 future.set_exception(error)
 
-    async def _send(self, calls: Sequence[Call], deadline: float, *, forget: bool = True) -> None:
+    async def _send(self, calls: Sequence[Call], deadline: float, former: Transition | None = None) -> None:
         started = time.perf_counter()
         until = asyncio.get_running_loop().time() + deadline
         publications = [call.publication for call in calls]
@@ -125,10 +130,7 @@ class Publisher:
                 f"The broker did not confirm within {deadline:g} seconds; the task may or may not have been enqueued."
             ) from None
         except Exception:
-            if forget:
-                await self._forget(calls, recorded, until)
-            else:
-                recorded.cancel()
+            await self._take_back(calls, recorded, until, former)
             raise
         if complaint is not None:
             # The tasks are the broker's and will run; the worker makes up for the record when it starts them.
@@ -147,16 +149,27 @@ class Publisher:
             return exc
         return None
 
-    async def _forget(
-        self, calls: Sequence[Call], recorded: asyncio.Future[Exception | None], until: float
+    async def _take_back(
+        self,
+        calls: Sequence[Call],
+        recorded: asyncio.Future[Exception | None],
+        until: float,
+        former: Transition | None,
     ) -> None:
-        """Delete the records of tasks that were not published, if there are any, by this time of the loop."""
+        """Undo the records of tasks that were not published, if there are any, by this time of the loop.
+
+        They are deleted, or end as they did before if there is a ``former`` end.
+        """
         # Only records that these calls have made: an id of the caller's own may have had one before.
         fresh = [call.task_id for call in calls if call.fresh]
         try:
             async with asyncio.timeout_at(until):
-                if await asyncio.shield(recorded) is None:
+                if await asyncio.shield(recorded) is not None:
+                    return
+                if former is None:
                     await self._store.forget(fresh)
+                else:
+                    await self._store.transition([former])
         except (StoreError, TimeoutError) as exc:
             logger.warning(
                 "The store kept the records of %d tasks that were not enqueued: %s",
@@ -170,6 +183,20 @@ class Publisher:
                 hook(event)
             except Exception:
                 logger.exception("The hook %r failed.", hook)
+
+
+def _end_of(record: TaskRecord) -> Transition:
+    """The transition with which a record that was started over ends again as it did."""
+    return Transition(
+        task_id=record.id,
+        state=record.state,
+        at=time.time() if record.finished_at is None else record.finished_at.timestamp(),
+        retries=record.retries,
+        worker=record.worker,
+        result=dumps(record.result),
+        traceback=record.traceback,
+        children=None if record.children is None else dumps(record.children),
+    )
 
 
 def signal_before(call: Call) -> None:
