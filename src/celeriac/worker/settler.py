@@ -34,7 +34,10 @@ class Settler:
         self._coalescer: Coalescer[Settlement] = Coalescer(self._flush)
 
     async def settle(self, settlement: Settlement) -> None:
-        """End a delivery, and return when the broker has taken it."""
+        """End a delivery, and return when the broker has taken it.
+
+        Raises BrokerUnavailable if the broker refuses for good what the delivery leaves behind.
+        """
         await self._coalescer.submit(settlement)
 
     async def acknowledge(self, tag: str) -> None:
@@ -54,19 +57,27 @@ class Settler:
         await self._coalescer.drain()
 
     async def _flush(self, settlements: Sequence[Settlement]) -> None:
-        void = await self._insist(lambda: self._broker.settle(settlements), "settle")
+        # What leaves nothing behind is owed to the broker, whatever is wrong with it at present.
+        hopeful = not any(settlement.publications for settlement in settlements)
+        void = await self._insist(lambda: self._broker.settle(settlements), "settle", hopeful=hopeful)
         for tag in void:
             logger.warning("The lease of delivery %s had ended: its task may have run twice.", tag)
         for settlement in settlements:
             self._on_settled(settlement.tag)
 
-    async def _insist(self, attempt: Callable[[], Awaitable[T]], what: str) -> T:
-        """Try until the broker has answered: an outcome that is not settled runs again, and waiting is better."""
+    async def _insist(self, attempt: Callable[[], Awaitable[T]], what: str, *, hopeful: bool = True) -> T:
+        """Try until the broker has answered: an outcome that is not settled runs again, and waiting is better.
+
+        Unless it is ``hopeful``, what the broker refuses for good is raised: a successor that it cannot take must not
+        hold up everybody's settlements.
+        """
         delay, longest = _BACKOFF
         while True:
             try:
                 return await attempt()
             except BrokerUnavailable as exc:
+                if exc.permanent and not hopeful:
+                    raise
                 logger.error("The broker does not %s, trying again in %.2f s: %s", what, delay, exc)
                 await asyncio.sleep(delay)
                 delay = min(delay * 2, longest)
