@@ -50,6 +50,9 @@ _PASSED = (
     "ssl_password",
 )
 
+#: What those begin with that prove who somebody is.
+_PROOFS = ("credential_provider", "ssl_")
+
 _INTEGERS = frozenset({"health_check_interval"})
 _FLOATS = frozenset({"socket_timeout", "socket_connect_timeout"})
 _BOOLEANS = frozenset({"socket_keepalive", "ssl_check_hostname"})
@@ -63,7 +66,8 @@ class ConnectTimeout(TimeoutError):
 class Server:
     """A Redis server, or the group of servers that sentinels watch.
 
-    Equal servers share their connections; ``text`` is for messages, and has no password.
+    Equal servers share their connections; ``text`` is for messages, and has no password. ``proofs`` are the options
+    by which either side proves who it is: nobody gets a login or a certificate check that was meant for another.
     """
 
     text: str
@@ -77,6 +81,7 @@ class Server:
     reply_timeout: float = REPLY_TIMEOUT
     connect_timeout: float = CONNECT_TIMEOUT
     options: tuple[tuple[str, Any], ...] = field(default=(), repr=False, compare=False)
+    proofs: tuple[tuple[str, Any], ...] = field(default=(), repr=False, hash=False)
     min_other_sentinels: int = 0
     sentinel_kwargs: tuple[tuple[str, Any], ...] = field(default=(), repr=False, compare=False)
 
@@ -130,7 +135,8 @@ class Server:
             password=unquote(first.password) if first.password else merged.get("password"),
             reply_timeout=_seconds(merged, "socket_timeout", REPLY_TIMEOUT),
             connect_timeout=_seconds(merged, "socket_connect_timeout", CONNECT_TIMEOUT),
-            options=_passed(merged, tls=tls),
+            options=(passed := _passed(merged, tls=tls)),
+            proofs=tuple(option for option in passed if option[0].startswith(_PROOFS)),
             min_other_sentinels=int(merged.get("min_other_sentinels") or 0),
             sentinel_kwargs=tuple((merged.get("sentinel_kwargs") or {}).items()),
         )

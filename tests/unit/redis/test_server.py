@@ -120,6 +120,16 @@ def test_equal_urls_are_one_server_and_different_databases_are_not() -> None:
     assert len({one, Server.from_url("redis://cache:6379/1"), Server.from_url("redis://cache/2")}) == 2
 
 
+def test_what_proves_either_side_is_not_shared() -> None:
+    url = "rediss://h/0"
+    assert Server.from_url(url, {"ssl_cert_reqs": "none"}) != Server.from_url(
+        url, {"ssl_cert_reqs": "required"}
+    )
+    assert Server.from_url(url, {"credential_provider": object()}) != Server.from_url(url)
+    alike = [Server.from_url(url, {"socket_keepalive_options": {1: 2}}) for _ in range(2)]
+    assert len(set(alike)) == 1
+
+
 def test_without_the_driver_the_extra_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "redis.asyncio", None)
     with pytest.raises(ConfigurationError, match=r'pip install "celeriac\[redis\]"'):
