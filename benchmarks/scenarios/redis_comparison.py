@@ -23,7 +23,6 @@ __all__ = ["measure"]
 _NAME = "redis-comparison"
 
 _SLOTS = WorkerOptions(concurrency=10)
-_PROCESSES = WorkerOptions(processes=10)
 
 
 @dataclass(frozen=True, slots=True)
@@ -42,7 +41,7 @@ def measure(scale: Scale) -> Iterator[Row]:
             Contender(STOCK_RESULTS, count, WorkerOptions(pool=pool, concurrency=10))
             for pool in ("threads", "prefork")
         ),
-        *(Contender(peer, count, _PROCESSES if peer.asynchronous else _SLOTS) for peer in PEERS),
+        *(Contender(peer, count, peer.ten) for peer in PEERS),
     ]
     rounds: Rounds[_Run] = Rounds(_NAME, contenders)
     with redis_running() as url:

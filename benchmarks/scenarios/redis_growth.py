@@ -23,6 +23,9 @@ _FEW = 100
 
 _REQUESTS = 64
 
+#: How often both are published to in one round.
+_PAIRS = 3
+
 
 @dataclass(slots=True)
 class _Queue:
@@ -45,15 +48,17 @@ def measure(scale: Scale) -> Iterator[Row]:
     with redis_running() as url, NATIVE_BARE.at(url.removesuffix("/0") + "/1") as far:
         far.fill("noop", long.waiting, 1)
         for _ in range(scale.runs):
+            for _ in range(_PAIRS):
+                with NATIVE_BARE.at(url) as near:
+                    near.fill("noop", short.waiting, 1)
+                    short.publishing.append(_publish(near, count))
+                    long.publishing.append(_publish(far, count))
             with NATIVE_BARE.at(url) as near:
-                near.fill("noop", short.waiting, 1)
-                short.publishing.append(_publish(near, count))
-                long.publishing.append(_publish(far, count))
-                near.filled()
+                near.fill("noop", short.waiting + count, 1)
                 short.drained.append(drain(NATIVE_BARE, near, short.waiting + count))
         far.filled()
         long.server_memory = float(far.server.info("memory")["used_memory"])
-        long.drained.append(drain(NATIVE_BARE, far, long.waiting + scale.runs * count))
+        long.drained.append(drain(NATIVE_BARE, far, long.waiting + len(long.publishing) * count))
     for queue in (short, long):
         yield from _rows(queue, count)
     yield _figure("memory of Redis with the long queue", "MB", [long.server_memory / 1e6])

@@ -28,7 +28,7 @@ class Peer(RedisSystem):
     """A task queue on Redis that is not Celery.
 
     ``start`` makes the arguments of a worker, ``unfinished`` looks into the keys, ``env`` chooses between variants.
-    ``asynchronous`` says whether the task is an ``async def``.
+    ``asynchronous`` says whether the task is an ``async def``, ``ten`` how ten workers are started.
     """
 
     def __init__(
@@ -39,9 +39,11 @@ class Peer(RedisSystem):
         unfinished: Callable[[redis.Redis], int],
         env: Mapping[str, str] = {},
         asynchronous: bool = True,
+        ten: WorkerOptions = WorkerOptions(processes=10),  # noqa: B008 - frozen
     ) -> None:
         self.name = name
         self.asynchronous = asynchronous
+        self.ten = ten
         self.app = f"benchmarks.apps.{peer}"
         self.python = peer_python(peer)
         self._peer = peer
@@ -111,12 +113,17 @@ def _in_dramatiq(server: redis.Redis) -> int:
 _TASKIQ_STREAM = {"BENCHMARK_QUEUE": "stream"}
 _DEF = {**_PREFETCH, "BENCHMARK_FUNCTION": "def"}
 
+_TEN_THREADS = WorkerOptions(concurrency=10)
+
+#: With more jobs each, they are in each other's way: they all look at the same ones.
+_TEN_ARQ = WorkerOptions(processes=10, concurrency=100)
+
 PEERS: tuple[Peer, ...] = (
     Peer("taskiq, list", "taskiq", _taskiq, lambda server: int(server.llen("taskiq"))),
     Peer("taskiq, stream", "taskiq", _taskiq, _in_taskiq_stream, _TASKIQ_STREAM),
     Peer("dramatiq, async def", "dramatiq", _dramatiq, _in_dramatiq, _PREFETCH),
-    Peer("dramatiq, def", "dramatiq", _dramatiq, _in_dramatiq, _DEF, asynchronous=False),
-    _Arq("arq", "arq", _arq, lambda server: int(server.zcard("arq:queue"))),
+    Peer("dramatiq, def", "dramatiq", _dramatiq, _in_dramatiq, _DEF, False, _TEN_THREADS),
+    _Arq("arq", "arq", _arq, lambda server: int(server.zcard("arq:queue")), ten=_TEN_ARQ),
     Peer("SAQ", "saq", _saq, lambda server: int(server.zcard("saq:default:incomplete"))),
     Peer("streaq", "streaq", _streaq, lambda server: int(server.xlen("streaq:default:queues:normal"))),
 )
