@@ -167,7 +167,7 @@ class CallBuilder:
         take = options.pop
         now = time.time()
         given_id = take("task_id", None)
-        task_id = given_id or _new_id(now)
+        task_id = str(given_id) if given_id else _new_id(now)
         root_id, parent_id, priority = self._inherit(
             take("root_id", None), take("parent_id", None), take("priority", None)
         )

@@ -13,7 +13,7 @@ from celery.worker.consumer import Consumer as CeleryConsumer
 from celeriac.errors import CeleriacError
 from celeriac.worker import loop
 from celeriac.worker.facade import ConsumerFacade
-from celeriac.worker.garbage import spare_collections
+from celeriac.worker.garbage import freeze_what_stays
 from celeriac.worker.pool import TaskPool
 from celeriac.worker.service import Service
 
@@ -59,7 +59,7 @@ class Consumer(ConsumerFacade):
 
     def start(self) -> None:
         """Work until told to stop. Raises WorkerShutdown or WorkerTerminate, by which Celery's worker ends."""
-        spare_collections()
+        freeze_what_stays()
         try:
             exitcode = loop.run(self.service.run(listen_to_signals=True))
         except CeleriacError as exc:

@@ -4,21 +4,15 @@ from __future__ import annotations
 
 import gc
 
-__all__ = ["spare_collections"]
-
-#: The interpreter's own thresholds, up to 3.11 and from 3.12 on; whoever has set others has a reason.
-_DEFAULTS = frozenset({(700, 10, 10), (700, 10, 0), (2000, 10, 0), (2000, 10, 10)})
-
-_THRESHOLDS = (10_000, 20, 20)
+__all__ = ["freeze_what_stays"]
 
 
-def spare_collections() -> None:
-    """Look at what lives as long as the process no more, and at the rest less often.
+def freeze_what_stays() -> None:
+    """Look no more at what lives as long as the process does.
 
-    A worker keeps a few dozen objects for each task under way, and almost none of them is part of a cycle. Looking
-    through all modules after every 70,000 new objects takes a third of its time.
+    Looking through all modules again and again, as there are new objects for every task, took a third of a worker's
+    time. What comes later is collected as often as ever: an exception that a task keeps in a variable of its own is a
+    cycle, and may hold a lot.
     """
-    if gc.isenabled() and gc.get_threshold() in _DEFAULTS:
-        gc.collect()
-        gc.freeze()
-        gc.set_threshold(*_THRESHOLDS)
+    gc.collect()
+    gc.freeze()
