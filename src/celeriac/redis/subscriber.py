@@ -127,6 +127,7 @@ class Subscriber:
         lost = False
         spared: set[asyncio.Future[None]] = set()
         while self._callbacks or self._waiting:
+            early = self._unconfirmed()
             try:
                 async with self._connected() as connection:
                     self._resuming = set(self._callbacks) if lost else set()
@@ -137,9 +138,10 @@ class Subscriber:
                 if self._heard:
                     # It may have been dead for a while: who wants to listen since then gets one more attempt.
                     logger.warning("Messages cannot be heard, connecting again: %s", error)
-                    spared = self._fail(error, spare=spared)
+                    spared = self._fail(error, spared)
                 else:
-                    self._fail(error)
+                    # Whoever came when this attempt was under way, perhaps into a hole that has gone, gets the next.
+                    self._fail(error, early)
             if self._heard:
                 delay, lost, self._heard = _BACKOFF[0], True, False
             await asyncio.sleep(delay)
@@ -214,7 +216,9 @@ class Subscriber:
                 self._handle(reply)
                 continue
             self._silence += look
-            if self._silence >= patience * 0.99 and (self._pinged or self._owed):
+            # A ping is answered as soon as a greeting is, or the connection is no better than one that is not made.
+            limit = min(patience, self.server.connect_timeout) if self._pinged else patience
+            if self._silence >= limit * 0.99 and (self._pinged or self._owed):
                 raise TimeoutError
             if self._silence >= _QUIET and not self._pinged:
                 self._silence, self._pinged = 0.0, True
@@ -248,20 +252,22 @@ class Subscriber:
 
     # -- trouble -------------------------------------------------------------------------------------------------
 
-    def _fail(
-        self, error: BrokerUnavailable, spare: Collection[asyncio.Future[None]] | None = None
-    ) -> set[asyncio.Future[None]]:
-        """Tell those who wait for a confirmation, or, with ``spare``, none unless one of these is among them.
+    def _unconfirmed(self) -> set[asyncio.Future[None]]:
+        return {future for each in self._waiting.values() for future in each if not future.done()}
 
-        Returns who still waits. A refusal is for all.
-        """
-        futures = {future for each in self._waiting.values() for future in each if not future.done()}
-        if spare is not None and not error.permanent and futures.isdisjoint(spare):
-            return futures
-        self._waiting = {}
-        for future in futures:
+    def _fail(
+        self, error: BrokerUnavailable, among: Collection[asyncio.Future[None]]
+    ) -> set[asyncio.Future[None]]:
+        """Tell these of those who wait for a confirmation, and all of a refusal. Returns who still waits."""
+        failed = {future for future in self._unconfirmed() if error.permanent or future in among}
+        for future in failed:
             future.set_exception(again(error))
-        return set()
+        left = {
+            channel: [future for future in futures if not future.done()]
+            for channel, futures in self._waiting.items()
+        }
+        self._waiting = {channel: futures for channel, futures in left.items() if futures}
+        return self._unconfirmed()
 
     def _resumed(self, channel: bytes) -> None:
         """A channel is heard again after a gap, or nobody listens to it any more. With the last one, tell."""
