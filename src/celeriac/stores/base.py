@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import builtins
 from abc import ABC, abstractmethod
 from collections.abc import Collection, Mapping, Sequence
 from contextlib import AbstractAsyncContextManager
 
 from celeriac.errors import StoreUnavailable
+from celeriac.stores.chords import CLAIM, ChordClaim, ChordPart
 from celeriac.stores.records import EventDraft, RecordFilter, RecordPage, TaskEvent, TaskRecord, Transition
 
 __all__ = ["Store", "Watch", "not_open"]
@@ -35,6 +37,18 @@ class Store(ABC):
 
     #: Seconds that a finished task's record and events are kept; ``None`` keeps them for ever.
     expires: float | None = 86_400.0
+
+    #: Seconds that what is known of a chord is kept after it last changed: ``result_chord_expires``. Zero keeps it for
+    #: ever; ``None`` keeps it as long as records.
+    chord_expires: float | None = None
+
+    #: Seconds that a claim of a chord holds: :func:`celeriac.stores.chords.claim_seconds`.
+    chord_claim: float = CLAIM
+
+    @property
+    def chords_kept(self) -> float | None:
+        """Seconds that what is known of a chord is kept, or ``None`` for ever."""
+        return self.expires if self.chord_expires is None else self.chord_expires or None
 
     @abstractmethod
     async def open(self) -> None:
@@ -95,6 +109,50 @@ class Store(ABC):
     @abstractmethod
     async def trim(self) -> int:
         """Delete what is older than ``expires``. Returns how many records went."""
+
+    async def set_chord_size(self, group_id: str, size: int) -> None:
+        """Say how many parts the chord of this group has: a new run of it, which is not done.
+
+        Parts that have been added before count, and so does :meth:`extend_chord`. Say it before the last part is
+        published: saying it claims nothing. Raises :exc:`celeriac.errors.ConfigurationError` where nothing is recorded.
+        """
+        raise NotImplementedError
+
+    async def save_chord_header(self, group_id: str, header: str) -> None:
+        """Keep the structure of the header, JSON of ``GroupResult.as_tuple()``: ``GroupResult.restore`` reads it, too.
+
+        Only wanted where results are nested. Raises as :meth:`set_chord_size` does.
+        """
+        raise NotImplementedError
+
+    async def extend_chord(self, group_id: str, by: int = 1) -> None:
+        """So many parts more, before the chord is complete: ``Task.add_to_chord``. Raises as :meth:`set_chord_size`."""
+        raise NotImplementedError
+
+    async def add_chord_parts(self, parts: Sequence[ChordPart]) -> builtins.list[ChordClaim]:
+        """Add parts that are done, and claim the chords that this completes.
+
+        A part counts once, by its task and index; parts of a chord that is done count no more. There is a claim for
+        each chord that is complete and that nobody else has claimed: whoever gets it calls the body, or fails it, and
+        then calls :meth:`finish_chord`. A claim expires after ``chord_claim`` seconds, so that the last part, when it
+        is delivered again because its worker died before the body was published, claims the chord again.
+        """
+        raise NotImplementedError
+
+    async def claimed_chords(self, group_ids: Sequence[str]) -> Collection[str]:
+        """Which of these chords are complete, and claimed by somebody who has not finished yet.
+
+        For a part that was delivered again, and whose adding has claimed nothing: while its chord is among these, the
+        claimant may have died, and nobody else may be left to claim it.
+        """
+        raise NotImplementedError
+
+    async def finish_chord(self, claim: ChordClaim) -> bool:
+        """Forget the parts, and remember for a while that the chord is done: its body was published, or failed.
+
+        Returns False when the claim had expired and somebody else has claimed or finished the chord since.
+        """
+        raise NotImplementedError
 
 
 class CancellationFeed(ABC):

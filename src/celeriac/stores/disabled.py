@@ -3,13 +3,19 @@
 from __future__ import annotations
 
 import asyncio
+import builtins
+import logging
 from collections.abc import AsyncIterator, Collection, Mapping, Sequence
 from contextlib import asynccontextmanager
 
+from celeriac.errors import ConfigurationError
 from celeriac.stores.base import CancellationFeed, Store, Watch
+from celeriac.stores.chords import ChordClaim, ChordPart
 from celeriac.stores.records import EventDraft, RecordFilter, RecordPage, TaskEvent, TaskRecord, Transition
 
 __all__ = ["DisabledStore"]
+
+logger = logging.getLogger("celeriac.stores")
 
 
 class _Silence(Watch, CancellationFeed):
@@ -67,3 +73,34 @@ class DisabledStore(Store):
 
     async def trim(self) -> int:
         return 0
+
+    async def set_chord_size(self, group_id: str, size: int) -> None:
+        raise _chords_need_a_backend()
+
+    async def save_chord_header(self, group_id: str, header: str) -> None:
+        raise _chords_need_a_backend()
+
+    async def extend_chord(self, group_id: str, by: int = 1) -> None:
+        raise _chords_need_a_backend()
+
+    async def add_chord_parts(self, parts: Sequence[ChordPart]) -> builtins.list[ChordClaim]:
+        # Whoever has started the chord has a result backend; the part itself has done its work.
+        for group_id in {part.group_id for part in parts}:
+            logger.warning(
+                "A part of chord %s was done here, but is not counted: set result_backend, as where it was called.",
+                group_id,
+            )
+        return []
+
+    async def claimed_chords(self, group_ids: Sequence[str]) -> Collection[str]:
+        return ()
+
+    async def finish_chord(self, claim: ChordClaim) -> bool:
+        return False
+
+
+def _chords_need_a_backend() -> ConfigurationError:
+    # As Celery's DisabledBackend.ensure_chords_allowed refuses.
+    return ConfigurationError(
+        "A chord needs a result backend. Set result_backend, for instance to sqlite:///celery.db."
+    )

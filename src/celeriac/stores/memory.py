@@ -7,6 +7,7 @@ waits.
 from __future__ import annotations
 
 import asyncio
+import builtins
 import contextlib
 import time
 from collections.abc import AsyncIterator, Callable, Collection, Mapping, Sequence
@@ -14,6 +15,7 @@ from contextlib import asynccontextmanager
 from functools import partial
 
 from celeriac.stores.base import CancellationFeed, Store, Watch, not_open
+from celeriac.stores.chords import ChordClaim, ChordPart
 from celeriac.stores.flags import Feed, Flag
 from celeriac.stores.memory_records import Change, MemoryRecords
 from celeriac.stores.records import EventDraft, RecordFilter, RecordPage, TaskEvent, TaskRecord, Transition
@@ -103,8 +105,28 @@ class MemoryStore(Store):
         return self._records.forget(task_ids)
 
     async def trim(self) -> int:
-        records = self._records
-        return 0 if self.expires is None else records.trim(time.time() - self.expires, _TRIM_RECORDS)
+        records, now = self._records, time.time()
+        kept = self.chords_kept
+        records.chords.trim(float("-inf") if kept is None else now - kept)
+        return 0 if self.expires is None else records.trim(now - self.expires, _TRIM_RECORDS)
+
+    async def set_chord_size(self, group_id: str, size: int) -> None:
+        self._records.chords.set_size(group_id, size)
+
+    async def save_chord_header(self, group_id: str, header: str) -> None:
+        self._records.chords.save_header(group_id, header)
+
+    async def extend_chord(self, group_id: str, by: int = 1) -> None:
+        self._records.chords.extend(group_id, by)
+
+    async def add_chord_parts(self, parts: Sequence[ChordPart]) -> builtins.list[ChordClaim]:
+        return self._records.chords.add(parts, self.chord_claim)
+
+    async def claimed_chords(self, group_ids: Sequence[str]) -> Collection[str]:
+        return self._records.chords.claimed(group_ids)
+
+    async def finish_chord(self, claim: ChordClaim) -> bool:
+        return self._records.chords.finish(claim, self.chord_claim)
 
 
 def _call(loop: asyncio.AbstractEventLoop, callback: Callable[[], None]) -> None:

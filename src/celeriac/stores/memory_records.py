@@ -12,6 +12,7 @@ from typing import NamedTuple
 
 from celery import states
 
+from celeriac.stores.memory_chords import MemoryChords
 from celeriac.stores.records import READY_STATES, EventDraft, RecordFilter, Transition
 from celeriac.stores.rows import CANCELLED, Row, micros, search_parts
 from celeriac.stores.transitions import advance, state_event
@@ -40,6 +41,7 @@ class MemoryRecords:
     def __init__(self) -> None:
         #: What Celery's groups consist of, as JSON.
         self.groups: dict[str, str] = {}
+        self.chords = MemoryChords(self.groups)
         self._changed = threading.Condition()  # its lock is reentrant
         self._rows: dict[str, Row] = {}
         self._events: defaultdict[str, list[tuple[int, str, str, int]]] = defaultdict(list)
