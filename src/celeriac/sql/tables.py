@@ -17,6 +17,8 @@ __all__ = [
     "LEASED",
     "READY",
     "binding",
+    "chord",
+    "chord_part",
     "event",
     "is_dead",
     "is_delayed",
@@ -170,6 +172,35 @@ task_group = sa.Table(
     sqlite_autoincrement=True,
 )
 sa.Index("ix_celery_tasksetmeta_date_done", task_group.c.date_done)
+
+# Chords that wait for parts, or that are done and remembered for a while; the structure of complex headers is in
+# ``celery_tasksetmeta``.
+chord = sa.Table(
+    "celeriac_chord",
+    metadata,
+    sa.Column("group_id", sa.Text, primary_key=True),
+    sa.Column("size", sa.Integer),  # NULL until it is known; parts may come before
+    sa.Column("extended", sa.Integer, nullable=False, default=0, server_default="0"),  # by add_to_chord
+    sa.Column("returned", sa.Integer, nullable=False, default=0, server_default="0"),  # parts that are done
+    sa.Column("token", sa.Text),  # of who calls the body
+    sa.Column("claimed_until", sa.Float),  # epoch seconds
+    sa.Column("done", sa.SmallInteger, nullable=False, default=0, server_default="0"),
+    sa.Column("changed_at", sa.Float, nullable=False),  # epoch seconds
+)
+sa.Index("celeriac_chord_changed", chord.c.changed_at)
+chord_part = sa.Table(
+    "celeriac_chord_part",
+    metadata,
+    sa.Column("id", _Id, primary_key=True, autoincrement=True),
+    sa.Column("group_id", sa.Text, nullable=False),
+    sa.Column("task_id", sa.Text, nullable=False),
+    sa.Column("place", sa.Integer, nullable=False),  # in the header
+    sa.Column("state", sa.Text, nullable=False),
+    sa.Column("result", sa.Text, nullable=False),  # JSON
+)
+sa.Index(
+    "celeriac_chord_part_once", chord_part.c.group_id, chord_part.c.task_id, chord_part.c.place, unique=True
+)
 
 # ``record_id`` and not the task's id: random ids would scatter the index, and every event would write a page
 # of its own. The newest event is never deleted, so that an id is never used again.

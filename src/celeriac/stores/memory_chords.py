@@ -31,7 +31,7 @@ class _Chord:
 
 
 class MemoryChords:
-    """The chords of one name. ``headers`` is where the structure of complex headers is kept. Times are epoch seconds."""
+    """The chords of one name. ``headers`` is where the structure of complex headers is kept."""
 
     def __init__(self, headers: MutableMapping[str, str]) -> None:
         self._headers = headers

@@ -13,10 +13,11 @@ from celery import states
 from sqlalchemy.engine import Connection
 
 from celeriac.errors import BrokerUnavailable, StoreUnavailable
-from celeriac.sql import event_log, records
+from celeriac.sql import chords, event_log, groups, records
 from celeriac.sql.database import Database
 from celeriac.sql.transitions import apply_transitions
 from celeriac.stores.base import CancellationFeed, Store, Watch, not_open
+from celeriac.stores.chords import REMEMBERED, ChordClaim, ChordPart
 from celeriac.stores.entries import to_entries, to_event_rows
 from celeriac.stores.records import EventDraft, RecordFilter, RecordPage, TaskEvent, TaskRecord, Transition
 from celeriac.stores.rows import CANCELLED, Row, error_of, parse_number, search_parts, to_event, to_record
@@ -30,6 +31,7 @@ T = TypeVar("T")
 #: What one ``trim`` deletes or looks at, at most, so that it never holds the write lock for long.
 _TRIM_RECORDS = 500
 _TRIM_EVENTS = 5000
+_TRIM_CHORDS = 100
 
 #: Seconds that an event without a record is left for those who still read the log.
 _ORPHAN_AGE = 3600.0
@@ -163,7 +165,51 @@ class SQLStore(Store):
         self._orphans_after = await self._write(
             lambda connection: event_log.trim_orphans(connection, now - _ORPHAN_AGE, after, _TRIM_EVENTS)
         )
+        await self._trim_chords(now)
         return trimmed
+
+    async def _trim_chords(self, now: float) -> None:
+        before = None if self.chords_kept is None else now - self.chords_kept
+        done_before = now - max(2 * self.chord_claim, REMEMBERED)
+        await self._write(lambda connection: chords.trim(connection, done_before, before, _TRIM_CHORDS))
+        if self.expires is not None:
+            groups_before = now - self.expires
+            await self._write(lambda connection: groups.trim(connection, groups_before))
+
+    async def set_chord_size(self, group_id: str, size: int) -> None:
+        now = time.time()
+        await self._write(lambda connection: chords.set_size(connection, group_id, size, now))
+
+    async def save_chord_header(self, group_id: str, header: str) -> None:
+        now = time.time()
+        await self._write(lambda connection: groups.save(connection, group_id, header, now))
+
+    async def extend_chord(self, group_id: str, by: int = 1) -> None:
+        now = time.time()
+        await self._write(lambda connection: chords.extend(connection, group_id, by, now))
+
+    async def add_chord_parts(self, parts: Sequence[ChordPart]) -> builtins.list[ChordClaim]:
+        if not parts:
+            return []
+        now, claim_for = time.time(), self.chord_claim
+        rows = [
+            chords.Part(part.group_id, part.task_id, part.index, part.state, part.result) for part in parts
+        ]
+        claims = await self._write(lambda connection: chords.add_parts(connection, rows, now, claim_for))
+        return [
+            ChordClaim(claim.group_id, claim.token, [ChordPart(*part) for part in claim.parts], claim.header)
+            for claim in claims
+        ]
+
+    async def claimed_chords(self, group_ids: Sequence[str]) -> Collection[str]:
+        now = time.time()
+        return await self._read(lambda connection: chords.claimed(connection, group_ids, now))
+
+    async def finish_chord(self, claim: ChordClaim) -> bool:
+        now = time.time()
+        return await self._write(
+            lambda connection: chords.finish(connection, claim.group_id, claim.token, now)
+        )
 
     def _opened(self) -> Tail:
         if self._tail is None:
