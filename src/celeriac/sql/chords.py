@@ -1,7 +1,7 @@
 """Chords in the database, inside a transaction: how many parts each has, and those that are done.
 
 The semantics are those of :mod:`celeriac.stores.chords`. The asyncio store and the synchronous backend run the same
-statements, so that workers of either kind count one chord. A part is (group id, task id, index, state, JSON).
+statements, so that workers of either kind count one chord. A part's ``result`` is JSON.
 """
 
 from __future__ import annotations
@@ -30,11 +30,11 @@ _NOW = sa.bindparam("now", type_=sa.Float())
 
 
 class Part(NamedTuple):
-    """A part that is done."""
+    """A part that is done, and its place in the header."""
 
     group_id: str
     task_id: str
-    index: int | None
+    place: int | None
     state: str
     result: str
 
@@ -111,8 +111,8 @@ _claim = (
 def add_parts(connection: Connection, parts: Iterable[Part], now: float, claim_for: float) -> list[Claim]:
     """Add parts, each once, and claim for so many seconds the chords that are complete and not claimed."""
     rows = {
-        (group_id, task_id, _LAST if index is None else index): (state, result)
-        for group_id, task_id, index, state, result in parts
+        (group_id, task_id, _LAST if place is None else place): (state, result)
+        for group_id, task_id, place, state, result in parts
     }
     execute_batch(connection, _COUNT, _COUNTED, [(*key, now) for key in rows])
     execute_batch(connection, _INSERT, _INSERTED, [(*key, *value) for key, value in rows.items()])
@@ -138,11 +138,11 @@ def _claims(connection: Connection, group_ids: Sequence[str], token: str) -> lis
     if not group_ids:
         return []
     ids = {"ids": dump(group_ids)}
-    headers: dict[str, str] = {group_id: header for group_id, header in connection.execute(_headers, ids)}
+    headers: dict[str, str] = {row[0]: row[1] for row in connection.execute(_headers, ids)}
     parts: defaultdict[str, list[Part]] = defaultdict(list)
     for group_id, task_id, place, state, result in load_bytes(connection.execute(_parts, ids).scalar()):
-        index = None if place == _LAST else place
-        parts[group_id].append(Part(group_id, task_id, index, state, result))
+        known = None if place == _LAST else place
+        parts[group_id].append(Part(group_id, task_id, known, state, result))
     return [Claim(group_id, token, parts[group_id], headers.get(group_id)) for group_id in group_ids]
 
 

@@ -110,25 +110,26 @@ class Store(ABC):
     async def trim(self) -> int:
         """Delete what is older than ``expires``. Returns how many records went."""
 
+    @abstractmethod
     async def set_chord_size(self, group_id: str, size: int) -> None:
         """Say how many parts the chord of this group has: a new run of it, which is not done.
 
         Parts that have been added before count, and so does :meth:`extend_chord`. Say it before the last part is
         published: saying it claims nothing. Raises :exc:`celeriac.errors.ConfigurationError` where nothing is recorded.
         """
-        raise NotImplementedError
 
+    @abstractmethod
     async def save_chord_header(self, group_id: str, header: str) -> None:
         """Keep the structure of the header, JSON of ``GroupResult.as_tuple()``: ``GroupResult.restore`` reads it, too.
 
         Only wanted where results are nested. Raises as :meth:`set_chord_size` does.
         """
-        raise NotImplementedError
 
+    @abstractmethod
     async def extend_chord(self, group_id: str, by: int = 1) -> None:
         """So many parts more, before the chord is complete: ``Task.add_to_chord``. Raises as :meth:`set_chord_size`."""
-        raise NotImplementedError
 
+    @abstractmethod
     async def add_chord_parts(self, parts: Sequence[ChordPart]) -> builtins.list[ChordClaim]:
         """Add parts that are done, and claim the chords that this completes.
 
@@ -137,22 +138,21 @@ class Store(ABC):
         then calls :meth:`finish_chord`. A claim expires after ``chord_claim`` seconds, so that the last part, when it
         is delivered again because its worker died before the body was published, claims the chord again.
         """
-        raise NotImplementedError
 
+    @abstractmethod
     async def claimed_chords(self, group_ids: Sequence[str]) -> Collection[str]:
         """Which of these chords are complete, and claimed by somebody who has not finished yet.
 
         For a part that was delivered again, and whose adding has claimed nothing: while its chord is among these, the
         claimant may have died, and nobody else may be left to claim it.
         """
-        raise NotImplementedError
 
+    @abstractmethod
     async def finish_chord(self, claim: ChordClaim) -> bool:
         """Forget the parts, and remember for a while that the chord is done: its body was published, or failed.
 
         Returns False when the claim had expired and somebody else has claimed or finished the chord since.
         """
-        raise NotImplementedError
 
 
 class CancellationFeed(ABC):

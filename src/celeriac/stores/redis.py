@@ -17,7 +17,9 @@ from celeriac.redis.scripts import Script
 from celeriac.redis.server import Server
 from celeriac.stores import redis_layout as layout
 from celeriac.stores.base import CancellationFeed, Store, Watch, not_open
+from celeriac.stores.chords import ChordClaim, ChordPart
 from celeriac.stores.records import EventDraft, RecordFilter, RecordPage, TaskEvent, TaskRecord, Transition
+from celeriac.stores.redis_chords import ChordTimes, RedisChords
 from celeriac.stores.redis_errors import store_errors
 from celeriac.stores.redis_list import Listing
 from celeriac.stores.redis_rows import Kept, news, stock_step, to_redis_event, to_redis_record
@@ -55,6 +57,7 @@ class RedisStore(Store):
         self.expires = expires
         self._server = Server.from_url(url, options)
         self._prefix = layout.key_prefix(options or {})
+        self._chords = RedisChords(self._prefix, options or {})
         self._link: Link | None = None
         self._watchers: Watchers | None = None
         self._lookup: _Lookup | None = None
@@ -210,6 +213,28 @@ class RedisStore(Store):
             if not (looks or compared):
                 break
         return total
+
+    async def set_chord_size(self, group_id: str, size: int) -> None:
+        await self._chords.set_size(self._opened(), group_id, size, self._chord_times)
+
+    async def save_chord_header(self, group_id: str, header: str) -> None:
+        await self._chords.save_header(self._opened(), group_id, header, self._chord_times)
+
+    async def extend_chord(self, group_id: str, by: int = 1) -> None:
+        await self._chords.extend(self._opened(), group_id, by)
+
+    async def add_chord_parts(self, parts: Sequence[ChordPart]) -> builtins.list[ChordClaim]:
+        return await self._chords.add(self._opened(), parts, self._chord_times)
+
+    async def claimed_chords(self, group_ids: Sequence[str]) -> Collection[str]:
+        return await self._chords.claimed(self._opened(), group_ids)
+
+    async def finish_chord(self, claim: ChordClaim) -> bool:
+        return await self._chords.finish(self._opened(), claim, self._chord_times)
+
+    @property
+    def _chord_times(self) -> ChordTimes:
+        return ChordTimes.of(self.expires, self.chords_kept, self.chord_claim)
 
     def _tidy_now_and_then(self) -> None:
         """Trim where nobody else may do it: tasks of this process may all run in stock workers."""

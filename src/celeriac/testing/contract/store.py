@@ -14,6 +14,7 @@ from __future__ import annotations
 
 from celeriac.testing.contract.store_attempts import AttemptCases
 from celeriac.testing.contract.store_cancelling import CancellingCases
+from celeriac.testing.contract.store_chords import ChordCases
 from celeriac.testing.contract.store_events import EventCases
 from celeriac.testing.contract.store_lists import ListCases
 from celeriac.testing.contract.store_transitions import TransitionCases
@@ -22,7 +23,9 @@ from celeriac.testing.contract.store_watching import WatchingCases
 __all__ = ["StoreContract"]
 
 
-class StoreContract(TransitionCases, AttemptCases, EventCases, WatchingCases, CancellingCases, ListCases):
+class StoreContract(
+    TransitionCases, AttemptCases, EventCases, WatchingCases, CancellingCases, ListCases, ChordCases
+):
     """All cases.
 
     The fixture to give, ``new_store``, is a function that makes a store, not yet open, from the seconds that it keeps
