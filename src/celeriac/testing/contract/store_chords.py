@@ -59,7 +59,7 @@ class ChordCases(StoreFixtures):
         assert claim.parts == _parts([0, 1])
 
     async def test_one_task_in_two_places_counts_twice(self, store: Store) -> None:
-        parts = [ChordPart("g", "same", index, "SUCCESS", "1") for index in range(2)]
+        parts = [ChordPart("g", "same", index, "SUCCESS", str(index)) for index in range(2)]
         await store.set_chord_size("g", 2)
         assert (await _claim(store, parts)).parts == parts
 
