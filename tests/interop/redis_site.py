@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import pickle
@@ -21,7 +22,7 @@ from tests.services import RedisServer
 
 from celeriac import Celery
 
-__all__ = ["Site", "StockClient", "redis_site"]
+__all__ = ["Site", "StockClient", "redis_site", "running_site"]
 
 _ROOT = Path(__file__).parents[2]
 
@@ -177,14 +178,20 @@ def unique(prefix: str = "name") -> str:
     return f"{prefix}-{uuid4().hex[:8]}"
 
 
+@contextlib.contextmanager
+def running_site(server: RedisServer, **settings: Any) -> Iterator[Site]:
+    """What shares a server that runs. All that is started on it ends afterwards."""
+    launcher = Launcher()
+    site = Site(server, launcher, **settings)
+    try:
+        yield site
+    finally:
+        launcher.clean_up()
+        site.close()
+
+
 @pytest.fixture(scope="session")
 def redis_site() -> Iterator[Site]:
     """A server with workers that all tests share."""
-    launcher = Launcher()
-    with RedisServer() as server:
-        site = Site(server, launcher)
-        try:
-            yield site
-        finally:
-            launcher.clean_up()
-            site.close()
+    with RedisServer() as server, running_site(server) as site:
+        yield site

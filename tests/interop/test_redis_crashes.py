@@ -7,9 +7,9 @@ from collections.abc import Callable, Iterator
 from typing import Any
 
 import pytest
-from tests.acceptance.processes import Launcher, Process
+from tests.acceptance.processes import Process
 from tests.interop.conftest import wait_until
-from tests.interop.redis_site import Site, StockClient, unique
+from tests.interop.redis_site import Site, StockClient, running_site, unique
 from tests.services import RedisServer
 
 pytestmark = pytest.mark.timeout(90)
@@ -28,14 +28,8 @@ OURS: dict[str, Any] = {"celeriac_lease": 2}
 @pytest.fixture(scope="module")
 def site() -> Iterator[Site]:
     """A server of its own: stock workers of any queue put back what is in ``unacked``."""
-    launcher = Launcher()
-    with RedisServer() as server:
-        site = Site(server, launcher)
-        try:
-            yield site
-        finally:
-            launcher.clean_up()
-            site.close()
+    with RedisServer() as server, running_site(server) as site:
+        yield site
 
 
 @pytest.fixture(scope="module")

@@ -8,8 +8,8 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from tests.acceptance.processes import Launcher, Process
-from tests.interop.redis_site import Site, StockClient, unique
+from tests.acceptance.processes import Process
+from tests.interop.redis_site import Site, StockClient, running_site, unique
 from tests.services import RedisServer
 
 from celeriac import Celery
@@ -98,17 +98,11 @@ def test_remote_control_shares_a_prefix(prefixed_client: StockClient, queue: str
 
 
 def test_everything_is_behind_the_prefix(prefixed_client: StockClient, tmp_path: Path) -> None:
-    launcher = Launcher()
-    with RedisServer() as server:
-        site = Site(server, launcher, **PREFIXED)
-        try:
-            site.worker("ours", "ours")
-            client = site.stock_client()
-            assert client("chord([add.s(1, 1)] * 2, total.s())().get(timeout=9)") == 4
-            keys = site.redis.keys("*")
-        finally:
-            launcher.clean_up()
-            site.close()
+    with RedisServer() as server, running_site(server, **PREFIXED) as site:
+        site.worker("ours", "ours")
+        client = site.stock_client()
+        assert client("chord([add.s(1, 1)] * 2, total.s())().get(timeout=9)") == 4
+        keys = site.redis.keys("*")
 
     assert [key for key in keys if not key.startswith(("shop:", "shop_"))] == []
     assert [key for key in keys if key.startswith("shop:")] != []
@@ -185,34 +179,29 @@ def documented_rules() -> str:
     return " ".join(block[1].replace("\\\n", " ").split())
 
 
-def test_the_documented_rights_are_enough(site: Site) -> None:
-    launcher = Launcher()
+def use_all_there_is(site: Site) -> None:
+    """Tasks, a chord, a retry, remote control and events, of both workers."""
+    client = site.stock_client()
+    for queue in ("ours", "stock"):
+        run = "add.apply_async((1, 2), queue=queue, countdown=0.2, priority=5).get(timeout=9)"
+        assert client(run, queue=queue) == 3
+        chord = "chord([add.s(1, 1).set(queue=queue)] * 2, total.s().set(queue='ours'))().get(timeout=9)"
+        assert client(chord, queue=queue) == 4
+        assert client("retry.apply_async((1,), queue=queue).get(timeout=9)", queue=queue) == 1
+    nodes = client("app.control.inspect(timeout=9, limit=2).ping()")
+    assert set(nodes) == {"ours@site", "stock@site"}
+    site.run("stock", "events", "--dump").wait_for_line("ours@site .*heartbeat")
+
+
+def test_the_documented_rights_are_enough() -> None:
     rules = documented_rules().replace("<password>", "secret")
     with RedisServer(password="admin") as server:
         server.set_user("shop", rules)
-        url = server.url_for("shop", "secret")
-        site = Site(server, launcher, broker_url=url, **BEHIND)
-        try:
+        with running_site(server, broker_url=server.url_for("shop", "secret"), **BEHIND) as site:
             site.worker("ours", "ours", "-E")
             site.worker("stock", "stock", "-P", "solo", "-E")
-            client = site.stock_client()
-            for queue in ("ours", "stock"):
-                run = "add.apply_async((1, 2), queue=queue, countdown=0.2, priority=5).get(timeout=9)"
-                assert client(run, queue=queue) == 3
-                chord = (
-                    "chord([add.s(1, 1).set(queue=queue)] * 2, total.s().set(queue='ours'))().get(timeout=9)"
-                )
-                assert client(chord, queue=queue) == 4
-                assert client("retry.apply_async((1,), queue=queue).get(timeout=9)", queue=queue) == 1
-            assert set(client("app.control.inspect(timeout=9, limit=2).ping()")) == {
-                "ours@site",
-                "stock@site",
-            }
-            site.run("stock", "events", "--dump").wait_for_line("ours@site .*heartbeat")
-            denied = [(entry["reason"], entry["object"], entry["context"]) for entry in acl_log(server)]
-        finally:
-            launcher.clean_up()
-            site.close()
+            use_all_there_is(site)
+        denied = [(entry["reason"], entry["object"], entry["context"]) for entry in acl_log(server)]
     assert denied == []
 
 

@@ -15,17 +15,37 @@ from typing import Self
 
 from tests.services.ports import HOST, ReservedPort
 
-__all__ = ["PATIENCE", "ServerProcess", "ping"]
+__all__ = ["PATIENCE", "Server", "ServerProcess", "ping"]
 
 #: Seconds that a server gets to answer, or to end.
 PATIENCE = 10.0
 
 
-class ServerProcess(ABC):
-    """One server with a port and a folder of its own, which both outlive its process.
+class Server(ABC):
+    """What ``with`` starts, and at the end kills, also when it did not start well."""
 
-    ``with`` starts it, and at the end kills it and removes what it wrote.
-    """
+    @abstractmethod
+    def start(self) -> None:
+        """Start it, and return when it answers."""
+
+    @abstractmethod
+    def close(self) -> None:
+        """Kill it, and remove what it wrote."""
+
+    def __enter__(self) -> Self:
+        try:
+            self.start()
+        except BaseException:
+            self.close()
+            raise
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+
+class ServerProcess(Server):
+    """One server with a port and a folder of its own, which both outlive its process."""
 
     host = HOST
 
@@ -121,17 +141,6 @@ class ServerProcess(ABC):
         if self._process is not None:
             self._process.wait(PATIENCE)
             self._process = None
-
-    def __enter__(self) -> Self:
-        try:
-            self.start()
-        except BaseException:
-            self.close()
-            raise
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self.close()
 
     def __repr__(self) -> str:
         return f"<{type(self).__name__} at {self.host}:{self.port}>"

@@ -5,10 +5,10 @@ from __future__ import annotations
 import contextlib
 import time
 from collections.abc import Callable
-from typing import Any, Self
+from typing import Any
 
 import redis
-from tests.services.process import PATIENCE, ServerProcess, ping
+from tests.services.process import PATIENCE, Server, ServerProcess, ping
 from tests.services.redis import RedisServer, redis_program
 
 __all__ = ["RedisSentinel"]
@@ -38,8 +38,8 @@ class _Sentinel(ServerProcess):
         return ping(self.folder / "redis.sock")
 
 
-class RedisSentinel:
-    """Two servers and one sentinel, whose word alone counts (quorum 1). ``with`` starts all, and ends them.
+class RedisSentinel(Server):
+    """Two servers and one sentinel, whose word alone counts (quorum 1).
 
     The sentinel calls the primary down when it was silent for 0.5 s.
     """
@@ -121,17 +121,6 @@ class RedisSentinel:
             if replica["flags"] == "slave" and replica["master-link-status"] == "ok":
                 return True
         return False
-
-    def __enter__(self) -> Self:
-        try:
-            self.start()
-        except BaseException:
-            self.close()
-            raise
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self.close()
 
 
 def _is_fed(replica: RedisServer) -> bool:
