@@ -7,11 +7,13 @@ from datetime import UTC, datetime
 
 from celery import states
 
+from celeriac.sql.chords import Claim, Part
 from celeriac.sql.transitions import Entry
+from celeriac.stores.chords import ChordClaim, ChordPart
 from celeriac.stores.records import READY_STATES, EventDraft, Transition
 from celeriac.stores.rows import error_of
 
-__all__ = ["celery_time", "to_entries", "to_event_rows"]
+__all__ = ["celery_time", "to_claims", "to_entries", "to_event_rows", "to_part_rows"]
 
 
 def celery_time(seconds: float) -> str:
@@ -65,3 +67,19 @@ def to_entries(transitions: Iterable[Transition]) -> list[Entry]:
 def to_event_rows(drafts: Iterable[EventDraft]) -> list[tuple[str, str, str, float]]:
     """The events as rows for ``celeriac.sql.records.append_events``."""
     return [(draft.task_id, draft.kind, _clean(draft.data) or "null", draft.at) for draft in drafts]
+
+
+def to_part_rows(parts: Iterable[ChordPart]) -> list[Part]:
+    """Parts of chords, as the database takes them."""
+    return [
+        Part(part.group_id, part.task_id, part.index, part.state, _clean(part.result) or "null")
+        for part in parts
+    ]
+
+
+def to_claims(claims: Iterable[Claim]) -> list[ChordClaim]:
+    """Claims, as the database gives them."""
+    return [
+        ChordClaim(claim.group_id, claim.token, [ChordPart(*part) for part in claim.parts], claim.header)
+        for claim in claims
+    ]

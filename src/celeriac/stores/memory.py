@@ -107,7 +107,7 @@ class MemoryStore(Store):
     async def trim(self) -> int:
         records, now = self._records, time.time()
         kept = self.chords_kept
-        records.chords.trim(float("-inf") if kept is None else now - kept)
+        records.chords.trim(None if kept is None else now - kept)
         return 0 if self.expires is None else records.trim(now - self.expires, _TRIM_RECORDS)
 
     async def set_chord_size(self, group_id: str, size: int) -> None:

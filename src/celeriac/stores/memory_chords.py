@@ -97,15 +97,15 @@ class MemoryChords:
             chord = self._chords.get(claim.group_id)
             if chord is None or chord.token != claim.token:
                 return False
-            done_until = now + max(2 * claim_for, REMEMBERED)
-            self._chords[claim.group_id] = _Chord(now, done_until=done_until)
+            self._chords[claim.group_id] = _Chord(now, done_until=now + max(2 * claim_for, REMEMBERED))
             return True
 
-    def trim(self, before: float) -> None:
+    def trim(self, before: float | None) -> None:
         """Forget the chords that have not changed since a time, and those that are done and were remembered enough."""
         now = time.time()
+        oldest = float("-inf") if before is None else before
         with self._lock:
             for group_id, chord in list(self._chords.items()):
                 kept_until = chord.done_until
-                if (kept_until and kept_until <= now) or (not kept_until and chord.touched_at < before):
+                if (kept_until and kept_until <= now) or (not kept_until and chord.touched_at < oldest):
                     del self._chords[group_id]

@@ -27,6 +27,7 @@ from celeriac.redis.link import Link
 from celeriac.redis.scripts import Script
 from celeriac.stores.chords import REMEMBERED, ChordClaim, ChordPart
 from celeriac.stores.redis_errors import store_errors
+from celeriac.stores.redis_layout import clean
 
 __all__ = ["ChordKeys", "ChordTimes", "RedisChords"]
 
@@ -136,7 +137,7 @@ class RedisChords:
         keys = self._keys(part.group_id)
         arguments = [
             part.task_id,
-            f"[1, {json.dumps(part.task_id)}, {json.dumps(part.state)}, {part.result}]",
+            clean(f"[1, {json.dumps(part.task_id)}, {json.dumps(part.state)}, {part.result}]"),
             1 if self._ordered else 0,
             "+inf" if part.index is None else part.index,
             times.kept,

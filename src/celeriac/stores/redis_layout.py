@@ -24,6 +24,7 @@ __all__ = [
     "Argument",
     "append_arguments",
     "cancel_arguments",
+    "clean",
     "expiry",
     "key_prefix",
     "transition_arguments",
@@ -54,7 +55,8 @@ def expiry(seconds: float | None) -> Argument:
     return "" if seconds is None else max(1, int(seconds))
 
 
-def _clean(text: str) -> Argument:
+def clean(text: str) -> Argument:
+    """A text that Redis can be told."""
     # A traceback may hold half a surrogate pair, from a file name for instance; in JSON this is its escape.
     return text if text.isascii() else text.encode("utf-8", "backslashreplace")
 
@@ -73,17 +75,17 @@ def transition_arguments(
         if stock is not None:
             rare += ("stock", stock[step.task_id])
         arguments += (
-            _clean(step.task_id),
-            _clean(state),
+            clean(step.task_id),
+            clean(state),
             int(step.at * 1_000_000 + 0.5),
             "" if step.retries is None else step.retries,
-            "" if name is None else _clean(name),
-            "" if step.queue is None else _clean(step.queue),
-            "" if args is None else _clean(args),
-            "" if step.kwargs is None else _clean(step.kwargs),
-            "" if step.root_id is None else _clean(step.root_id),
-            "" if step.worker is None else _clean(step.worker),
-            "" if result is None else _clean(result),
+            "" if name is None else clean(name),
+            "" if step.queue is None else clean(step.queue),
+            "" if args is None else clean(args),
+            "" if step.kwargs is None else clean(step.kwargs),
+            "" if step.root_id is None else clean(step.root_id),
+            "" if step.worker is None else clean(step.worker),
+            "" if result is None else clean(result),
             _celery_time(step.at) if state in READY_STATES else "",
             len(rare) // 2,
         )
@@ -96,11 +98,11 @@ def _rare(step: Transition) -> list[Argument]:
     """Names and values of what few transitions give."""
     rare: list[Argument] = []
     if step.owner is not None:
-        rare += ("owner", _clean(step.owner))
+        rare += ("owner", clean(step.owner))
     if step.parent_id is not None:
-        rare += ("parent_id", _clean(step.parent_id))
+        rare += ("parent_id", clean(step.parent_id))
     if step.group_id is not None:
-        rare += ("group_id", _clean(step.group_id))
+        rare += ("group_id", clean(step.group_id))
     if step.eta is not None:
         rare += ("eta", micros(step.eta))
     if step.expires is not None:
@@ -110,11 +112,11 @@ def _rare(step: Transition) -> list[Argument]:
             rare += ("replay", "1")
         return rare
     if step.children is not None:
-        rare += ("children", _clean(step.children))
+        rare += ("children", clean(step.children))
     if step.traceback is not None:
-        rare += ("traceback", _clean(step.traceback))
+        rare += ("traceback", clean(step.traceback))
     if step.result is not None and (error := error_of(step.state, step.result)) is not None:
-        rare += ("error", _clean(error))
+        rare += ("error", clean(error))
     return rare
 
 
@@ -127,7 +129,7 @@ def append_arguments(prefix: str, events: Iterable[EventDraft]) -> list[Argument
     """The arguments of ``APPEND``."""
     arguments: list[Argument] = [prefix]
     for draft in events:
-        arguments += (_clean(draft.task_id), draft.kind, micros(draft.at), _clean(draft.data))
+        arguments += (clean(draft.task_id), draft.kind, micros(draft.at), clean(draft.data))
     return arguments
 
 
@@ -145,5 +147,5 @@ def cancel_arguments(
         CANCELLED,
         error,
         _celery_time(now),
-        *map(_clean, task_ids),
+        *map(clean, task_ids),
     ]

@@ -18,7 +18,7 @@ from celeriac.sql.database import Database
 from celeriac.sql.transitions import apply_transitions
 from celeriac.stores.base import CancellationFeed, Store, Watch, not_open
 from celeriac.stores.chords import REMEMBERED, ChordClaim, ChordPart
-from celeriac.stores.entries import to_entries, to_event_rows
+from celeriac.stores.entries import to_claims, to_entries, to_event_rows, to_part_rows
 from celeriac.stores.records import EventDraft, RecordFilter, RecordPage, TaskEvent, TaskRecord, Transition
 from celeriac.stores.rows import CANCELLED, Row, error_of, parse_number, search_parts, to_event, to_record
 from celeriac.stores.scans import Scans
@@ -170,7 +170,7 @@ class SQLStore(Store):
 
     async def _trim_chords(self, now: float) -> None:
         before = None if self.chords_kept is None else now - self.chords_kept
-        done_before = now - max(2 * self.chord_claim, REMEMBERED)
+        done_before = now - REMEMBERED
         await self._write(lambda connection: chords.trim(connection, done_before, before, _TRIM_CHORDS))
         if self.expires is not None:
             groups_before = now - self.expires
@@ -192,14 +192,10 @@ class SQLStore(Store):
         if not parts:
             return []
         now, claim_for = time.time(), self.chord_claim
-        rows = [
-            chords.Part(part.group_id, part.task_id, part.index, part.state, part.result) for part in parts
-        ]
-        claims = await self._write(lambda connection: chords.add_parts(connection, rows, now, claim_for))
-        return [
-            ChordClaim(claim.group_id, claim.token, [ChordPart(*part) for part in claim.parts], claim.header)
-            for claim in claims
-        ]
+        rows = to_part_rows(parts)
+        return to_claims(
+            await self._write(lambda connection: chords.add_parts(connection, rows, now, claim_for))
+        )
 
     async def claimed_chords(self, group_ids: Sequence[str]) -> Collection[str]:
         now = time.time()
