@@ -9,11 +9,14 @@ from typing import Any
 
 from celery.apps.worker import Worker as CeleryWorker
 from celery.concurrency import get_implementation
+from celery.utils.log import get_logger
 
 from celeriac.worker.loop import threads_left
 from celeriac.worker.pool import TaskPool
 
-__all__ = ["Worker"]
+__all__ = ["Worker", "unsupported"]
+
+logger = get_logger(__name__)
 
 
 class Worker(CeleryWorker):  # type: ignore[misc]
@@ -27,6 +30,9 @@ class Worker(CeleryWorker):  # type: ignore[misc]
 
     def start(self) -> None:
         """Run until stopped."""
+        if isinstance(self.pool, TaskPool):
+            for sentence in unsupported(self):
+                logger.warning(sentence)
         super().start()
         if isinstance(self.pool, TaskPool) and threads_left(timeout=0.5):
             # The interpreter would wait for them at its exit, and their tasks have been handed back.
@@ -35,6 +41,29 @@ class Worker(CeleryWorker):  # type: ignore[misc]
                 if stream is not None:
                     stream.flush()
             os._exit(self.exitcode or 0)
+
+
+def unsupported(worker: Any) -> list[str]:
+    """What was asked of a worker of ours that it cannot do, and what to do instead; docs/celery-compatibility.md has
+    the whole list.
+    """
+    sentences = [
+        f"{setting} has no effect: this worker runs tasks in its own process, which goes on. Use -P processes."
+        for setting, value in (
+            ("worker_max_tasks_per_child", worker.max_tasks_per_child),
+            ("worker_max_memory_per_child", worker.max_memory_per_child),
+        )
+        if value
+    ]
+    if worker.app.conf.worker_agent:
+        sentences.append("worker_agent has no effect: this worker starts no agent. Use -P processes.")
+    if steps := worker.app.steps["consumer"]:
+        names = ", ".join(sorted(getattr(step, "__name__", str(step)) for step in steps))
+        sentences.append(
+            f"Bootsteps of the consumer are not started: {names}. This worker's consumer is no kombu consumer. "
+            'Make them steps of the worker (app.steps["worker"]), or use -P processes.'
+        )
+    return sentences
 
 
 def _is_ours(pool: Any) -> bool:

@@ -1,7 +1,8 @@
 """When a worker has to end: warm, cold, and with which exit code.
 
 SIGTERM, and a first Ctrl-C, ask for a warm shutdown; a second Ctrl-C, and SIGQUIT, for a cold one, as in
-https://docs.celeryq.dev/en/stable/userguide/workers.html#stopping-the-worker.
+https://docs.celeryq.dev/en/stable/userguide/workers.html#stopping-the-worker. With ``worker_soft_shutdown_timeout``
+a cold shutdown is a soft one first: what runs gets so many seconds.
 """
 
 from __future__ import annotations
@@ -12,22 +13,31 @@ import signal
 import sys
 from typing import Any
 
+# billiard reads the variable REMAP_SIGTERM: "SIGQUIT" has SIGTERM ask for a cold shutdown.
+from billiard.common import REMAP_SIGTERM
 from celery import signals
 from celery.platforms import EX_FAILURE, EX_OK
+from celery.utils.log import get_logger
 
 from celeriac.worker.compat import worker_state
 
 __all__ = ["Shutdown"]
+
+logger = get_logger(__name__)
 
 #: Seconds between two looks at the flags that Celery's own code sets.
 _LOOK = 1.0
 
 
 class Shutdown:
-    """Set once, looked at by everything in the worker."""
+    """Set once, looked at by everything in the worker.
 
-    def __init__(self, hostname: str = "") -> None:
+    ``soft_timeout`` is how many seconds running tasks get before a cold shutdown: ``worker_soft_shutdown_timeout``.
+    """
+
+    def __init__(self, hostname: str = "", soft_timeout: float = 0.0) -> None:
         self._hostname = hostname
+        self._soft_timeout = soft_timeout
         self.warm = asyncio.Event()
         self.cold = asyncio.Event()
         self.exitcode = EX_OK
@@ -46,7 +56,8 @@ class Shutdown:
     def on_signals(self) -> Any:
         """Listen to the process's signals while the context lasts."""
         loop = asyncio.get_running_loop()
-        handlers = {signal.SIGTERM: self._on_term, signal.SIGINT: self._on_int, signal.SIGQUIT: self._on_quit}
+        on_term = self._on_quit if REMAP_SIGTERM == "SIGQUIT" else self._on_term
+        handlers = {signal.SIGTERM: on_term, signal.SIGINT: self._on_int, signal.SIGQUIT: self._on_quit}
         for number, handler in handlers.items():
             loop.add_signal_handler(number, handler)
         try:
@@ -80,7 +91,13 @@ class Shutdown:
 
     def _on_quit(self) -> None:
         self._announce("SIGQUIT", "Cold", EX_FAILURE)
-        self.request_cold()
+        soft, self._soft_timeout = self._soft_timeout, 0.0  # asked for once more, it is cold at once
+        if not soft:
+            self.request_cold()
+            return
+        logger.warning("Initiating Soft Shutdown, terminating in %s seconds", soft)
+        self.request(EX_FAILURE)
+        asyncio.get_running_loop().call_later(soft, self.request_cold)
 
     def _announce(self, name: str, how: str, exitcode: int) -> None:
         _say(f"worker: {how} shutdown (MainProcess)")

@@ -1,0 +1,45 @@
+"""``celery worker`` says what it cannot do, and what to do instead."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from celery import bootsteps
+
+from celeriac import Celery
+from celeriac.worker.program import unsupported
+
+
+def worker_of(**options: Any) -> Any:
+    app = Celery("program", broker="memory://program", set_as_current=False)
+    app.conf.update(options.pop("conf", {}))
+    app.steps["consumer"].update(options.pop("steps", ()))
+    worker = app.Worker.__new__(app.Worker)
+    worker.setup_defaults(**options)
+    return worker
+
+
+class Listener(bootsteps.StartStopStep):  # type: ignore[misc]
+    pass
+
+
+def test_nothing_is_said_of_what_works() -> None:
+    assert unsupported(worker_of(concurrency=3)) == []
+
+
+def test_limits_of_child_processes_are_named_with_the_pool_that_has_them() -> None:
+    tasks, memory = unsupported(worker_of(max_tasks_per_child=5, conf={"worker_max_memory_per_child": 100}))
+    assert "worker_max_tasks_per_child" in tasks
+    assert "worker_max_memory_per_child" in memory
+    assert "-P processes" in tasks
+
+
+def test_steps_of_the_consumer_are_named() -> None:
+    (sentence,) = unsupported(worker_of(steps=[Listener]))
+    assert "Listener" in sentence
+    assert 'app.steps["worker"]' in sentence
+
+
+def test_an_agent_is_named() -> None:
+    (sentence,) = unsupported(worker_of(conf={"worker_agent": "agents:Agent"}))
+    assert "worker_agent" in sentence
