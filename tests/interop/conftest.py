@@ -12,8 +12,9 @@ import pytest
 from tests.acceptance.processes import Launcher, Process
 from tests.interop import transport_app
 from tests.interop.redis_site import redis_site
+from tests.interop.remote_site import remote_site
 
-__all__ = ["Stock", "redis_site", "stock", "wait_until"]
+__all__ = ["Stock", "redis_site", "remote_site", "stock", "wait_until"]
 
 _ROOT = Path(__file__).parents[2]
 

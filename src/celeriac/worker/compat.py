@@ -25,6 +25,9 @@ from celery.utils.sysinfo import load_average
 # celery.utils.threads.bound_open_broker_sockets: a timeout on the sockets of a connection that may be half-open.
 from celery.utils.threads import bound_open_broker_sockets
 
+# celery.utils.time.rate: "100/m" as starts per second.
+from celery.utils.time import rate as parse_rate
+
 # celery.utils.time.utcoffset: hours, as event receivers expect them.
 from celery.utils.time import utcoffset
 
@@ -46,6 +49,7 @@ __all__ = [
     "jsonify",
     "load_average",
     "maybe_list",
+    "parse_rate",
     "utcoffset",
     "worker_state",
 ]

@@ -53,7 +53,7 @@ class Consumer(ConsumerFacade):
             app=app,
             hostname=hostname or controller.hostname,
             controller=controller,
-            actions=self.service,
+            actions=self.service.actions,
             initial_prefetch_count=initial_prefetch_count,
         )
 

@@ -152,6 +152,8 @@ class _CommandListener(ConnectedThread):
         self.facade = facade
         self.node = node
         self.listening = threading.Event()
+        #: Set once it listens, or will not for now.
+        self.tried = threading.Event()
         self._channel_errors: tuple[type[BaseException], ...] = ()
 
     def connect(self) -> Any:
@@ -161,6 +163,7 @@ class _CommandListener(ConnectedThread):
     def serve(self, connection: Any) -> None:
         if not connection.supports_exchange_type("fanout"):
             logger.warning("remote control: off, %s cannot broadcast", connection.transport.driver_name)
+            self.tried.set()
             self.stopping.wait()
             return
         wait = DRAIN
@@ -175,11 +178,13 @@ class _CommandListener(ConnectedThread):
         self._declare_queues(self.node.channel)
         consumer = self.node.listen(callback=self._on_message)
         try:
-            # On Redis it is the first drain that subscribes, and ends with the confirmation.
-            with suppress(TimeoutError):
-                connection.drain_events(timeout=FIRST_DRAIN)
+            if transport.driver_type == "redis":
+                # It is the first drain that subscribes, and ends with the confirmation.
+                with suppress(TimeoutError):
+                    connection.drain_events(timeout=FIRST_DRAIN)
             self.healthy()
             self.listening.set()
+            self.tried.set()
             self._drain(connection, wait)
         finally:
             self.listening.clear()
@@ -267,6 +272,8 @@ class ControlThread:
         self._listener = _CommandListener(facade, self._node)
         enabled = app.conf.worker_enable_remote_control if remote_control is None else remote_control
         self._threads: list[ConnectedThread] = [self.events, self._listener] if enabled else [self.events]
+        if not enabled:
+            self._listener.tried.set()
         #: Set while commands are heard.
         self.listening = self._listener.listening
         #: Queue one event; see :meth:`EventPublisher.send_event`. Bound here to save a call per event.
@@ -287,6 +294,10 @@ class ControlThread:
         for thread in self._threads:
             thread.start()
 
+    async def started(self, timeout: float) -> None:
+        """Return when commands are heard; after so many seconds in any case, and at once where they never will be."""
+        await asyncio.to_thread(self._listener.tried.wait, timeout)
+
     def stop(self, timeout: float = 5.0) -> None:
         """Publish the waiting events and ``worker-offline``, and close the connections.
 
@@ -303,4 +314,4 @@ class ControlThread:
     def _terminate(self, task_id: str, signal: Any) -> None:
         # The ids of a revoke are with the worker already.
         if task_id not in self._node.revoking:
-            self._facade.post(self._facade.actions.on_revoke, (task_id,), True, signal)
+            self._facade.post(self._facade.actions.on_terminate, (task_id,), signal)

@@ -117,6 +117,8 @@ class Executor:
         """Start, and call the function."""
         has_thread = False
         try:
+            if execution.stop is not None:
+                raise execution.stop
             if profile.kind is Kind.FUNCTION:
                 await wait_interruptibly(execution, self._threads.free.acquire)
                 has_thread = True

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+from collections import deque
 from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass
 
@@ -22,29 +23,52 @@ _BACKOFF = (0.05, 2.0)
 
 
 class Slots:
-    """How many deliveries the worker may hold: ``capacity``, which may change while it works."""
+    """How many deliveries the worker may work on: ``capacity``, which may change while it works."""
 
     def __init__(self, capacity: int) -> None:
         self.capacity = capacity
         self._taken = 0
         self._freed = asyncio.Event()
+        self._claims: deque[asyncio.Future[None]] = deque()
 
     @property
     def free(self) -> int:
         return self.capacity - self._taken
 
     def take(self, count: int) -> None:
-        """Take slots that are free."""
+        """Take slots, free or not."""
         self._taken += count
 
-    def release(self) -> None:
-        """Give one slot back."""
-        self._taken -= 1
-        self._freed.set()
+    def release(self, count: int = 1) -> None:
+        """Give slots back."""
+        self._taken -= count
+        self._share()
 
     def resize(self, capacity: int) -> None:
         """Change the capacity; what is taken stays taken."""
         self.capacity = max(1, capacity)
+        self._share()
+
+    async def acquire(self) -> None:
+        """Wait for a slot and take it; before the fetcher, which takes what is left."""
+        if self.free > 0:
+            self._taken += 1
+            return
+        claim: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+        self._claims.append(claim)
+        try:
+            await claim
+        except asyncio.CancelledError:
+            if claim.done() and not claim.cancelled():
+                self.release()
+            raise
+
+    def _share(self) -> None:
+        while self._claims and self.free > 0:
+            claim = self._claims.popleft()
+            if not claim.done():
+                self._taken += 1
+                claim.set_result(None)
         self._freed.set()
 
     async def wait_free(self) -> None:
@@ -138,11 +162,16 @@ class Fetcher:
         if not queues:
             await self._unless_poked(asyncio.sleep(1))
             return
-        # Never cancelled: what a cancelled receive has taken would be lost until its lease ends.
-        received = await self._broker.receive(queues, free)
-        if received.deliveries:
-            self._slots.take(len(received.deliveries))
-            batch = asyncio.ensure_future(self._start(received.deliveries))
+        # Beforehand: while the broker answers, a task that has waited for its rate limit may want one.
+        self._slots.take(free)
+        deliveries: Sequence[Delivery] = ()
+        try:
+            # Never cancelled: what a cancelled receive has taken would be lost until its lease ends.
+            deliveries = (await self._broker.receive(queues, free)).deliveries
+        finally:
+            self._slots.release(free - len(deliveries))
+        if deliveries:
+            batch = asyncio.ensure_future(self._start(deliveries))
             self._batches.add(batch)
             batch.add_done_callback(self._batches.discard)
             # Let the batch start, so that its slots are counted and the loop is not ours alone.

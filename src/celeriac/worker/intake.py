@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
 from celery import states
@@ -53,8 +53,21 @@ class Intake:
         self._records = records
         self._settler = settler
         self._reporter = reporter
-        #: When remote control revoked a task, in epoch seconds.
-        self.revoked_at: dict[str, float] = {}
+        self._revoked_at: dict[str, float] = {}
+
+    def note_revoked(self, task_ids: Iterable[str], at: float) -> None:
+        """Remote control has revoked these tasks at this time, in epoch seconds."""
+        self._revoked_at.update(dict.fromkeys(task_ids, at))
+        if len(self._revoked_at) > 2 * worker_state.REVOKES_MAX:
+            # Celery's set forgets the oldest, and what it has forgotten needs no time.
+            self._revoked_at = {
+                task_id: at for task_id, at in self._revoked_at.items() if task_id in worker_state.revoked
+            }
+
+    async def revoked_meanwhile(self, execution: Execution) -> bool:
+        """Whether an execution that had to wait was revoked since it was admitted."""
+        revoked, _done = await self._marks([execution])
+        return execution.id in revoked | await self._revoked_by_control([execution])
 
     async def admit(
         self, deliveries: Sequence[Delivery], hold: Callable[[Execution], None]
@@ -94,7 +107,7 @@ class Intake:
             for task_id in told
             if (record := records.get(task_id)) is None
             or record.enqueued_at is None
-            or record.enqueued_at.timestamp() < self.revoked_at.get(task_id, float("inf"))
+            or record.enqueued_at.timestamp() < self._revoked_at.get(task_id, float("inf"))
         }
 
     def _decode(self, delivery: Delivery) -> Execution:

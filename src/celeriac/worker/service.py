@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import time
-from collections.abc import Collection, Iterable, Mapping, Sequence
+from collections.abc import Collection, Sequence
 from typing import Any
 
 from celery.exceptions import TaskRevokedError
@@ -14,15 +13,17 @@ from celery.utils.log import get_logger
 from celeriac.brokers.base import Delivery
 from celeriac.connection import Connection
 from celeriac.errors import StoreUnavailable
-from celeriac.worker.compat import worker_state
+from celeriac.worker.actions import Actions
 from celeriac.worker.control import ControlThread
 from celeriac.worker.ending import HandedBack, LeaseLost
 from celeriac.worker.execution import Execution
 from celeriac.worker.executor import Executor
 from celeriac.worker.fetcher import Fetcher, Patience, Slots
+from celeriac.worker.held import Held
 from celeriac.worker.intake import Intake
 from celeriac.worker.leases import LeaseKeeper
 from celeriac.worker.profile import TaskProfile
+from celeriac.worker.rates import RateLimit, Rates
 from celeriac.worker.records import RecordWriter
 from celeriac.worker.reporter import Reporter
 from celeriac.worker.settler import Settler
@@ -35,6 +36,9 @@ logger = get_logger(__name__)
 #: Seconds for what is left to do when running tasks have been told to stop.
 _LAST_STEPS = 5.0
 
+#: Seconds that a worker waits at its start for its remote control.
+_CONTROL_STARTS = 2.0
+
 
 class Service:
     """One worker, for one run of its loop.
@@ -46,73 +50,76 @@ class Service:
     def __init__(
         self, app: Any, controller: Any, consumer: Any, *, heartbeat_interval: float | None = 2.0
     ) -> None:
-        self._app = app
+        self.app = app
         self._controller = controller
         self._consumer = consumer
         self._heartbeat_interval = heartbeat_interval
-        self._pool = controller.pool
-        self._held: dict[str, Execution] = {}  # by delivery tag
+        self.pool = controller.pool
+        self.held = Held()
         self._runners: set[asyncio.Task[None]] = set()
         self._concluding = 0
         self.shutdown = Shutdown(controller.hostname)
+        self.actions = Actions(self)
 
     async def run(self, *, listen_to_signals: bool) -> int:
         """Work until a shutdown is requested. Returns the exit code."""
-        async with self._app:
-            connection = await self._app._connections.here()
+        async with self.app:
+            connection = await self.app._connections.here()
             with self.shutdown.on_signals() if listen_to_signals else contextlib.nullcontext():
                 await self._serve(connection)
         return int(self.shutdown.exitcode)
 
     def _build(self, connection: Connection) -> None:
-        settings = self._app.settings
-        self._slots = Slots(self._pool.limit)
-        self._leases = LeaseKeeper(self._app._connections.make_broker, connection.broker.lease, self._on_lost)
+        settings = self.app.settings
+        self.slots = Slots(self.pool.limit)
+        self.rates = Rates(self.slots, disabled=bool(self._controller.disable_rate_limits))
+        self.actions.on_rate_limit(None)
+        self._leases = LeaseKeeper(self.app._connections.make_broker, connection.broker.lease, self._on_lost)
         self._records = RecordWriter(connection.store)
         self._settler = Settler(connection.broker, self._leases.release)
-        self._reporter = Reporter(self._consumer)
-        self._executor = Executor(
+        self.reporter = Reporter(self._consumer)
+        self.executor = Executor(
             make_profile=self._profile,
             calls=connection.calls,
             settler=self._settler,
-            reporter=self._reporter,
-            threads=self._pool.threads,
+            reporter=self.reporter,
+            threads=self.pool.threads,
             on_ended=self._on_ended,
             delivery_limit=settings.delivery_limit,
             unknown_task_grace=settings.unknown_task_grace,
         )
-        self._intake = Intake(
-            self._app,
+        self.intake = Intake(
+            self.app,
             self._controller.hostname,
             connection.store,
             records=self._records,
             settler=self._settler,
-            reporter=self._reporter,
+            reporter=self.reporter,
         )
         patience = Patience(
             settings.connection_retry_on_startup, settings.connection_retry, settings.connection_max_retries
         )
-        self._fetcher = Fetcher(connection.broker, self._queues, self._slots, self._start, patience)
+        self.fetcher = Fetcher(connection.broker, self._queues, self.slots, self._start, patience)
         self._control = ControlThread(
             self._consumer,
-            app=self._app,
+            app=self.app,
             hostname=self._controller.hostname,
-            executions=self,
+            executions=self.actions,
             loop=asyncio.get_running_loop(),
             heartbeat_interval=self._heartbeat_interval,
             enable_events=bool(self._controller.task_events),
         )
         control = self._control
-        self._reporter.send_event = lambda: control.send_event if control.events_enabled else None
+        self.reporter.send_event = lambda: control.send_event if control.events_enabled else None
+
+    def refresh(self, task: Any) -> None:
+        """A task's settings have changed."""
+        self.executor.refresh(self._profile(task))
 
     def _profile(self, task: Any) -> TaskProfile:
-        if task.rate_limit:
-            logger.warning(
-                "Task %s: its rate limit %s is not enforced by this worker.", task.name, task.rate_limit
-            )
         return TaskProfile(
             task,
-            validate=self._app.settings.validate_arguments,
+            validate=self.app.settings.validate_arguments,
             time_limit=self._controller.time_limit,
             soft_time_limit=self._controller.soft_time_limit,
         )
@@ -121,7 +128,9 @@ class Service:
         self._build(connection)
         self._leases.start()
         self._control.start()
-        fetching = asyncio.create_task(self._fetcher.run())
+        # Who reads that the worker is ready may control it at once.
+        await self._control.started(_CONTROL_STARTS)
+        fetching = asyncio.create_task(self.fetcher.run())
         background = [
             asyncio.create_task(self._follow_cancellations(connection)),
             asyncio.create_task(self._trim(connection)),
@@ -131,7 +140,7 @@ class Service:
         try:
             self._consumer.on_ready()
             await asyncio.wait((fetching, requested), return_when=asyncio.FIRST_COMPLETED)
-            self._fetcher.stop()
+            self.fetcher.stop()
             await asyncio.wait((fetching,), timeout=_LAST_STEPS)
             if fetching.done():
                 await fetching
@@ -147,22 +156,22 @@ class Service:
     # -- from delivery to execution ------------------------------------------------------------------------------
 
     def _queues(self) -> Sequence[str]:
-        return list(self._app.amqp.queues.consume_from)
+        return list(self.app.amqp.queues.consume_from)
 
     async def _start(self, deliveries: Sequence[Delivery]) -> None:
         for delivery in deliveries:
             self._leases.hold(delivery.tag)
         try:
-            admitted = await self._intake.admit(deliveries, self._hold)
+            admitted = await self.intake.admit(deliveries, self._hold)
         except Exception:
             # Nobody knows these tasks now: when their leases end, the messages are delivered again.
             logger.exception("%d deliveries could not be admitted", len(deliveries))
             for delivery in deliveries:
                 self._leases.release(delivery.tag)
-                self._held.pop(delivery.tag, None)
+                self.held.discard(delivery.tag)
             admitted = []
         for _ in range(len(deliveries) - len(admitted)):
-            self._slots.release()
+            self.slots.release()
         for execution, revoked, done in admitted:
             runner = asyncio.create_task(self._execute(execution, revoked, done))
             execution.runner = runner
@@ -171,11 +180,14 @@ class Service:
     def _hold(self, execution: Execution) -> None:
         """From here on, a cancellation finds it."""
         execution.on_abandoned = self._abandon
-        self._held[execution.delivery.tag] = execution
+        self.held.add(execution)
 
     async def _execute(self, execution: Execution, revoked: bool, done: bool) -> None:
         try:
-            await self._executor.execute(execution, revoked=revoked, done=done)
+            if self.rates.limits and not revoked and not done:
+                limit = self.rates.limits.get(execution.name)
+                revoked = limit is not None and await self._wait_for_rate(execution, limit)
+            await self.executor.execute(execution, revoked=revoked, done=done)
         except BaseException as exc:
             # Not settled: the lease ends, and the message is delivered again, up to its limit.
             logger.exception("Task %s[%s]: the worker failed", execution.name, execution.id)
@@ -183,7 +195,7 @@ class Service:
             if not isinstance(exc, Exception):
                 raise
         finally:
-            self._held.pop(execution.delivery.tag, None)
+            self.held.discard(execution.delivery.tag)
             if execution.runner is not None:
                 self._runners.discard(execution.runner)
                 execution.runner = None  # they refer to each other
@@ -192,7 +204,19 @@ class Service:
             elif execution.concluding:
                 self._concluding -= 1
             else:
-                self._slots.release()
+                self.slots.release()
+
+    async def _wait_for_rate(self, execution: Execution, limit: RateLimit) -> bool:
+        """Wait until the task may start; or, if its rate limit kept it waiting, whether it was revoked meanwhile."""
+        if limit.take():
+            return False
+        try:
+            await self.rates.wait(execution, limit)
+        except TaskRevokedError:
+            return True
+        except (HandedBack, LeaseLost):
+            return False  # the executor sees it
+        return await self.intake.revoked_meanwhile(execution)
 
     def _ended(self, runner: asyncio.Task[None]) -> None:
         self._runners.discard(runner)
@@ -208,24 +232,26 @@ class Service:
         )
         if execution.runner is not None:
             self._runners.discard(execution.runner)  # a shutdown does not wait for it
-        concluding = asyncio.create_task(self._executor.conclude_abandoned(execution))
+        concluding = asyncio.create_task(self.executor.conclude_abandoned(execution))
         self._runners.add(concluding)
         concluding.add_done_callback(self._ended)
-        self._slots.release()
+        self.slots.release()
 
     def _on_ended(self, execution: Execution) -> None:
         """The function's slot is free while its result is stored; but no more wait for the store than run."""
-        if self._concluding < self._slots.capacity:
+        if self._concluding < self.slots.capacity:
             self._concluding += 1
             execution.concluding = True
-            self._slots.release()
+            self.slots.release()
 
     # -- the way out ---------------------------------------------------------------------------------------------
 
     async def _finish(self) -> None:
         """Let running tasks finish within the grace period, then hand them back."""
+        for execution in self.rates.waiting:
+            execution.halt(HandedBack())
         if self._runners:
-            grace = self._app.settings.shutdown_grace
+            grace = self.app.settings.shutdown_grace
             cold = asyncio.create_task(self.shutdown.cold.wait())
             ending = asyncio.ensure_future(asyncio.wait(self._runners))
             await asyncio.wait((cold, ending), timeout=grace, return_when=asyncio.FIRST_COMPLETED)
@@ -233,7 +259,7 @@ class Service:
             ending.cancel()
         if self._runners:
             logger.warning("Handing back %d tasks that are still running.", len(self._runners))
-            for execution in list(self._held.values()):
+            for execution in self.held:
                 execution.halt(HandedBack())
             await asyncio.wait(self._runners, timeout=_LAST_STEPS)
         with contextlib.suppress(TimeoutError):
@@ -248,7 +274,7 @@ class Service:
             try:
                 async with connection.store.cancellations() as feed:
                     while True:
-                        self._halt(set(await feed.next()), TaskRevokedError("cancelled"))
+                        self.held.halt(set(await feed.next()), TaskRevokedError("cancelled"))
             except StoreUnavailable as exc:
                 logger.error("Cannot hear of cancellations, trying again in 1 s: %s", exc)
             except Exception:
@@ -256,17 +282,12 @@ class Service:
             await asyncio.sleep(1)
             # What was cancelled while nobody listened is marked in the store.
             with contextlib.suppress(StoreUnavailable):
-                held = [execution.id for execution in list(self._held.values())]
-                self._halt(set(await connection.store.cancelled(held)), TaskRevokedError("cancelled"))
-
-    def _halt(self, task_ids: Collection[str], reason: BaseException) -> None:
-        for execution in list(self._held.values()):
-            if execution.id in task_ids:
-                execution.halt(reason)
+                held = [execution.id for execution in self.held]
+                self.held.halt(set(await connection.store.cancelled(held)), TaskRevokedError("cancelled"))
 
     def _on_lost(self, tags: Collection[str]) -> None:
         for tag in tags:
-            if execution := self._held.get(tag):
+            if execution := self.held.get(tag):
                 execution.halt(LeaseLost())
 
     async def _trim(self, connection: Connection) -> None:
@@ -277,49 +298,3 @@ class Service:
             except StoreUnavailable:
                 removed = 0  # who writes records says it
             await asyncio.sleep(1 if removed else 60)
-
-    # -- WorkerActions -------------------------------------------------------------------------------------------
-
-    def on_revoke(self, ids: Sequence[str], terminate: bool, signal: str | int | None) -> None:
-        """Celery's ``revoke``: what has not started will not; what runs is stopped with ``terminate`` alone."""
-        worker_state.revoked.update(ids)
-        self._intake.revoked_at.update(dict.fromkeys(ids, time.time()))
-        if terminate:
-            self._halt(set(ids), TaskRevokedError(f"terminated by signal {signal or 'TERM'}"))
-
-    def on_add_queue(self, name: str) -> None:
-        self._fetcher.look_again()
-
-    def on_cancel_queue(self, name: str) -> None:
-        self._fetcher.look_again()
-
-    def on_shutdown(self) -> None:
-        self.shutdown.request()
-
-    def on_cancel_active(self) -> None:
-        self.shutdown.request_cold()
-
-    def on_pool_grow(self, n: int) -> None:
-        self._pool.grow(n)
-        self._slots.resize(self._pool.limit)
-
-    def on_pool_shrink(self, n: int) -> None:
-        self._pool.shrink(n)
-        self._slots.resize(self._pool.limit)
-
-    def on_rate_limit(self, task: str | None) -> None:
-        logger.warning("Rate limits are not enforced by this worker.")
-
-    def on_time_limit(self, task: str) -> None:
-        self._executor.refresh(self._profile(self._app.tasks[task]))
-
-    # -- ExecutionsView ------------------------------------------------------------------------------------------
-
-    def active_count(self) -> int:
-        return sum(execution.started for execution in list(self._held.values()))
-
-    def total_count(self) -> Mapping[str, int]:
-        return self._reporter.totals
-
-    def executions(self) -> Iterable[Execution]:
-        return list(self._held.values())

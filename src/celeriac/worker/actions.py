@@ -1,0 +1,81 @@
+"""What remote control does to a worker, and what it sees of one."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterable, Mapping, Sequence
+from typing import TYPE_CHECKING
+
+from celery.exceptions import TaskRevokedError
+
+from celeriac.worker.compat import worker_state
+from celeriac.worker.execution import Execution
+
+if TYPE_CHECKING:
+    from celeriac.worker.service import Service
+
+__all__ = ["Actions"]
+
+
+class Actions:
+    """The ``WorkerActions`` and the ``ExecutionsView`` of one service."""
+
+    def __init__(self, service: Service) -> None:
+        self._service = service
+
+    # -- WorkerActions -------------------------------------------------------------------------------------------
+
+    def on_revoke(self, ids: Sequence[str], terminate: bool, signal: str | int | None) -> None:
+        """Celery's ``revoke``: what has not started will not; what runs is stopped with ``terminate`` alone."""
+        worker_state.revoked.update(ids)
+        self._service.intake.note_revoked(ids, time.time())
+        if terminate:
+            self.on_terminate(ids, signal)
+        else:
+            self._service.held.halt(set(ids), TaskRevokedError("revoked"), only=_has_not_started)
+
+    def on_terminate(self, ids: Sequence[str], signal: str | int | None) -> None:
+        self._service.held.halt(set(ids), TaskRevokedError(f"terminated by signal {signal or 'TERM'}"))
+
+    def on_add_queue(self, name: str) -> None:
+        self._service.fetcher.look_again()
+
+    def on_cancel_queue(self, name: str) -> None:
+        self._service.fetcher.look_again()
+
+    def on_shutdown(self) -> None:
+        self._service.shutdown.request()
+
+    def on_cancel_active(self) -> None:
+        self._service.shutdown.request_cold()
+
+    def on_pool_grow(self, n: int) -> None:
+        self._service.pool.grow(n)
+        self._service.slots.resize(self._service.pool.limit)
+
+    def on_pool_shrink(self, n: int) -> None:
+        self._service.pool.shrink(n)
+        self._service.slots.resize(self._service.pool.limit)
+
+    def on_rate_limit(self, task: str | None) -> None:
+        tasks = self._service.app.tasks
+        for changed in tasks.values() if task is None else [tasks[task]]:
+            self._service.rates.read(changed)
+
+    def on_time_limit(self, task: str) -> None:
+        self._service.refresh(self._service.app.tasks[task])
+
+    # -- ExecutionsView ------------------------------------------------------------------------------------------
+
+    def active_count(self) -> int:
+        return sum(execution.started for execution in self._service.held)
+
+    def total_count(self) -> Mapping[str, int]:
+        return self._service.reporter.totals
+
+    def executions(self) -> Iterable[Execution]:
+        return self._service.held
+
+
+def _has_not_started(execution: Execution) -> bool:
+    return not execution.started
