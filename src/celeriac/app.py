@@ -16,10 +16,12 @@ from kombu.utils.objects import cached_property
 from celeriac import compat, config
 from celeriac.arguments import ArgumentSchema
 from celeriac.brokers.base import Broker
-from celeriac.calls import Call, NotNative
+from celeriac.calls import Call, NotNative, new_id
+from celeriac.canvas import enqueue_canvas
 from celeriac.connection import Connection, Connections
 from celeriac.errors import ConfigurationError, PublishTimeout
 from celeriac.handle import TaskHandle
+from celeriac.planning import NoProducer, active_plan
 from celeriac.redis.urls import celery_url
 from celeriac.stores.base import Store
 from celeriac.stores.records import TaskRecord, Transition
@@ -127,7 +129,7 @@ class Celery(celery.Celery):  # type: ignore[misc]
         """
         if isinstance(task, Signature):
             if not compat.is_plain_signature(task):
-                return await self._apply_canvas(task, args, kwargs, options)
+                return await enqueue_canvas(self, task, args, kwargs or {}, options)
             name, args, kwargs, options = compat.merge_signature(task, args, kwargs, options)
         else:
             name = task if isinstance(task, str) else task.name
@@ -209,18 +211,27 @@ class Celery(celery.Celery):  # type: ignore[misc]
             )
         return self._handle(result.id, task)
 
-    async def _apply_canvas(
-        self,
-        signature: Signature,
-        args: Sequence[Any],
-        kwargs: Mapping[str, Any] | None,
-        options: dict[str, Any],
-    ) -> TaskHandle[Any]:
-        options.pop("deadline", None)
-        signature = signature.clone()
-        compat.set_app(signature, self)
-        result = await asyncio.to_thread(signature.apply_async, tuple(args), dict(kwargs or {}), **options)
-        return self._handle(result.id)
+    def send_task(self, name: str, args: Any = None, kwargs: Any = None, *more: Any, **options: Any) -> Any:
+        """Celery's synchronous publish. In a task's coroutine it does not block: the worker publishes natively, and
+        the task does not end before the broker has confirmed."""
+        plan = active_plan()
+        if plan is None:
+            return super().send_task(name, args, kwargs, *more, **options)
+        options.update(zip(compat.SEND_TASK_OPTIONS, more, strict=False))
+        task_id = options["task_id"] = options.get("task_id") or new_id()
+        make_result = options.pop("result_cls", None) or self.AsyncResult
+        if isinstance(options.get("producer"), NoProducer):
+            del options["producer"]
+        plan.call(name, args or (), kwargs or {}, options, super().send_task)
+        result = make_result(task_id)
+        result.ignored = bool(options.get("ignore_result"))
+        if options.get("add_to_parent", True):
+            compat.trail(task_id)
+        return result
+
+    def producer_or_acquire(self, producer: Any = None) -> Any:
+        """Celery's; while a plan is made, nobody needs a connection."""
+        return NoProducer() if active_plan() is not None else super().producer_or_acquire(producer)
 
     async def replay(self, record: TaskRecord) -> TaskHandle[Any]:
         """Enqueue a task that has ended once more, under the same id, with the arguments of its record.

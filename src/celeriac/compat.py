@@ -7,29 +7,39 @@ Each name with its upstream symbol.
 
 from __future__ import annotations
 
+import inspect
 import logging
-from collections.abc import Hashable, Mapping, Sequence
+from collections.abc import Hashable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from contextvars import ContextVar, Token
+from functools import partial
 from threading import get_ident
 from typing import Any
 
+import celery
 from celery import _state as celery_state
 from celery import states
 from celery.app.task import Context
 from celery.canvas import Signature
 from celery.exceptions import Ignore
+from celery.utils.functional import _regen
 
 from celeriac.errors import StoreUnavailable
 from celeriac.protocol.codec import dumps
 
 __all__ = [
+    "SEND_TASK_OPTIONS",
     "RequestStack",
     "RunsTask",
     "TaskRequest",
+    "as_current",
+    "calls_inline",
+    "chain_ids",
     "current_execution",
     "enter_execution",
     "fail_successors",
     "has_custom",
+    "is_lazy_header",
     "is_plain_signature",
     "key_stack_by_context",
     "leave_execution",
@@ -38,12 +48,16 @@ __all__ = [
     "push_task",
     "refuse_cancelled",
     "set_app",
+    "set_backend",
     "set_defaults",
     "trail",
     "trailed_children",
 ]
 
 logger = logging.getLogger("celeriac.task")
+
+#: What ``celery.Celery.send_task`` takes by position after the keyword arguments, by name.
+SEND_TASK_OPTIONS = tuple(inspect.signature(celery.Celery.send_task).parameters)[4:]
 
 _execution: ContextVar[Any] = ContextVar("celeriac_execution", default=None)
 
@@ -178,9 +192,27 @@ def set_defaults(conf: Any, defaults: Mapping[str, Any]) -> None:
     conf.maps[-1].update(defaults)
 
 
+def set_backend(app: Any, backend: Any) -> None:
+    """Make this the result backend of the running thread, unless it has one: ``celery.Celery._backend``."""
+    if app._backend is None:
+        app._backend = backend
+
+
+@contextmanager
+def as_current(app: Any) -> Iterator[None]:
+    """Make this the thread's current app, ``celery._state._tls.current_app``, which is what a signature that was read
+    from a message belongs to if nobody has said to which app it does."""
+    tls = celery_state._tls
+    former, tls.current_app = tls.current_app, app
+    try:
+        yield
+    finally:
+        tls.current_app = former
+
+
 def is_plain_signature(signature: Signature) -> bool:
-    """Whether it is one task, and no canvas: ``celery.canvas`` marks those by ``subtask_type``."""
-    return not signature.get("subtask_type")
+    """Whether it is one task, and no canvas: the classes of ``celery.canvas`` have an ``apply_async`` of their own."""
+    return type(signature).apply_async is Signature.apply_async
 
 
 def merge_signature(
@@ -251,6 +283,39 @@ def refuse_cancelled(task: Any, request: Any) -> None:
     if cancelled:
         backend.mark_as_revoked(request.id, "cancelled", request=request)
         raise Ignore("cancelled")
+
+
+def is_lazy_header(results: Any) -> bool:
+    """Whether a chord's header results come from a generator: ``celery.utils.functional._regen``. To look into it
+    would run through it."""
+    return isinstance(results, _regen)
+
+
+def calls_inline(backend: Any, errback: Signature) -> bool:
+    """Whether Celery calls an errback where the task failed, and does not publish it
+    (``celery.backends.base.Backend._call_task_errbacks``).
+
+    That depends on how many arguments it takes (``Backend._errback_arity_greater``). Raises NotRegistered.
+    """
+    header = getattr(errback.type, "__header__", None)
+    return (
+        header is not None
+        and not isinstance(header, partial)
+        and bool(backend._errback_arity_greater(errback, 1))
+    )
+
+
+def chain_ids(chain: Sequence[Mapping[str, Any]] | None) -> list[str]:
+    """The tasks of a chain whose state ``celery.backends.base.Backend._fail_chain`` asks for: those with a chord."""
+    ahead, found = list(chain or ()), []
+    while ahead:
+        step = ahead.pop()
+        options = step.get("options") or {}
+        if "chord" in options and options.get("task_id"):
+            found.append(options["task_id"])
+        if step.get("subtask_type") == "chord" and (body := (step.get("kwargs") or {}).get("body")):
+            ahead.append(body)
+    return found
 
 
 def trailed_children(request: Context) -> str | None:

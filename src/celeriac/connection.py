@@ -7,6 +7,7 @@ import weakref
 from dataclasses import dataclass
 from typing import Any
 
+from celeriac import compat
 from celeriac.brokers.base import Broker
 from celeriac.brokers.urls import broker_for
 from celeriac.calls import CallBuilder
@@ -93,6 +94,8 @@ class Connections:
             expires=settings.result_expires,
             options=settings.result_transport_options,
         )
+        # Canvas asks for it on the loop, and finding its class reads files.
+        compat.set_backend(self._app, await asyncio.to_thread(self._app._get_backend))
         await broker.open()
         try:
             await store.open()

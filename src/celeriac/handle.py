@@ -12,11 +12,11 @@ from celeriac.errors import ResultTimeout, TaskFailed, TaskNotFound, TaskRevoked
 from celeriac.stores.records import TaskEvent, TaskRecord
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Sequence
 
     from celeriac.stores.base import Store
 
-__all__ = ["TaskHandle"]
+__all__ = ["GroupHandle", "TaskHandle", "task_ids_of"]
 
 R = TypeVar("R")
 
@@ -108,6 +108,70 @@ class TaskHandle(Generic[R]):
         The mark is durable: it holds with every worker offline.
         """
         return self.id in await self._store().request_cancel([self.id])
+
+
+class GroupHandle(TaskHandle[list[Any]]):
+    """What ``enqueue`` returns for a group: a handle on all its members, in their order.
+
+    A group has no record of its own; ``record`` and ``events`` are those of its ``members``.
+    """
+
+    __slots__ = ("members",)
+
+    def __init__(self, group_id: str, members: Sequence[TaskHandle[Any]]) -> None:
+        store = members[0]._store if members else _no_store
+        super().__init__(group_id, store)
+        self.members = tuple(members)
+
+    def __repr__(self) -> str:
+        return f"GroupHandle({self.id!r}, {list(self.members)!r})"
+
+    async def record(self) -> TaskRecord:
+        """Raises TaskNotFound: ask the ``members``."""
+        raise TaskNotFound(f"{self.id!r} is a group, which has no record: ask its members.", self.id)
+
+    async def state(self) -> str:
+        """SUCCESS when all members have succeeded, the state of the first that has not ended well, else PENDING."""
+        found = [await member.state() for member in self.members]
+        wrong = next((state for state in found if state in ("FAILURE", "REVOKED")), None)
+        return wrong or ("SUCCESS" if all(state == "SUCCESS" for state in found) else "PENDING")
+
+    async def result(self, timeout: float | None = None) -> list[Any]:
+        """Wait for all, and return their results in order.
+
+        Raises as ``TaskHandle.result`` does, for the first member to fail.
+        """
+        try:
+            async with asyncio.timeout(timeout), asyncio.TaskGroup() as waiting:
+                results = [waiting.create_task(member.result()) for member in self.members]
+        except TimeoutError:
+            raise ResultTimeout(
+                f"The group {self.id} was not ready within {timeout} seconds.", self.id
+            ) from None
+        except BaseExceptionGroup as failures:
+            raise _first_of(failures) from None
+        return [result.result() for result in results]
+
+    async def cancel(self) -> bool:
+        """Cancel all members. Whether any was known and had not ended."""
+        ids = task_ids_of(self)
+        return bool(await self._store().request_cancel(ids)) if ids else False
+
+
+def task_ids_of(handle: TaskHandle[Any]) -> list[str]:
+    """The ids of the tasks that a handle is on: one, or those of a group's members."""
+    if isinstance(handle, GroupHandle):
+        return [task_id for member in handle.members for task_id in task_ids_of(member)]
+    return [handle.id]
+
+
+def _first_of(failures: BaseExceptionGroup) -> BaseException:
+    first = failures.exceptions[0]
+    return _first_of(first) if isinstance(first, BaseExceptionGroup) else first
+
+
+def _no_store() -> Store:
+    raise TaskNotFound("The group has no members.", "")
 
 
 def failure_of(record: TaskRecord) -> BaseException:

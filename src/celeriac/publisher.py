@@ -141,7 +141,7 @@ class Publisher:
     async def _record(self, calls: Sequence[Call]) -> Exception | None:
         """Start the records. What keeps the store from it is no reason not to publish, and is returned."""
         try:
-            await self._store.transition([call.record for call in calls])
+            await self._store.transition([*(call.record for call in calls), *_ahead(calls)])
         except StoreError as exc:
             return exc
         except Exception as exc:
@@ -161,7 +161,7 @@ class Publisher:
         They are deleted, or end as they did before if there is a ``former`` end.
         """
         # Only records that these calls have made: an id of the caller's own may have had one before.
-        fresh = [call.task_id for call in calls if call.fresh]
+        fresh = [call.task_id for call in calls if call.fresh] + [step.task_id for step in _ahead(calls)]
         try:
             async with asyncio.timeout_at(until):
                 if await asyncio.shield(recorded) is not None:
@@ -183,6 +183,10 @@ class Publisher:
                 hook(event)
             except Exception:
                 logger.exception("The hook %r failed.", hook)
+
+
+def _ahead(calls: Sequence[Call]) -> list[Transition]:
+    return [step for call in calls for step in call.ahead]
 
 
 def _end_of(record: TaskRecord) -> Transition:

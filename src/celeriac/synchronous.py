@@ -5,6 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Iterable
 from datetime import datetime
+from functools import partial
 from typing import Any
 
 from celery.app.amqp import AMQP
@@ -14,6 +15,7 @@ from kombu.utils.functional import maybe_list
 
 from celeriac.calls import planned
 from celeriac.errors import StoreUnavailable
+from celeriac.planning import active_plan
 from celeriac.protocol.codec import dumps
 from celeriac.stores.records import Transition
 
@@ -86,6 +88,10 @@ class DurableControl(Control):  # type: ignore[misc]
         self, task_id: str | Iterable[str], destination: Any = None, terminate: bool = False, **options: Any
     ) -> Any:
         """As Celery's. Without ``terminate`` a task that runs goes on."""
+        plan = active_plan()
+        if plan is not None:
+            plan.foreign.append(partial(self.revoke, task_id, destination, terminate, **options))
+            return None
         backend = self.app.backend
         if destination is None and hasattr(backend, "request_cancel"):
             backend.request_cancel(list(maybe_list(task_id)), running=terminate)

@@ -7,6 +7,7 @@ from collections.abc import Callable, Collection, Sequence
 from typing import Any
 
 from celeriac.backends.base import RecordBackend
+from celeriac.backends.planned import PlannedBackend
 from celeriac.stores.memory_records import MemoryRecords
 from celeriac.stores.records import Transition
 from celeriac.stores.rows import Row
@@ -17,12 +18,13 @@ __all__ = ["MemoryBackend"]
 _BATCH = 500
 
 
-class MemoryBackend(RecordBackend):
+class MemoryBackend(PlannedBackend, RecordBackend):
     """Shares its records with every memory store and backend of the same name in this process."""
 
     def __init__(self, *args: Any, **options: Any) -> None:
         super().__init__(*args, **options)
         self._records = MemoryRecords.named(memory_name(self.url or "memory://"))
+        self._chords = self._records.chords
 
     def record_published(self, transitions: Sequence[Transition]) -> None:
         self._records.apply(transitions)
@@ -51,6 +53,7 @@ class MemoryBackend(RecordBackend):
 
     def cleanup(self) -> None:
         """Delete what has expired."""
+        self._trim_chords()
         if self.expires:
             while self._records.trim(time.time() - self.expires, _BATCH) == _BATCH:
                 pass

@@ -11,6 +11,7 @@ from celery.backends import redis as stock
 from kombu.utils.encoding import bytes_to_str
 from kombu.utils.objects import cached_property
 
+from celeriac.backends.planned import PlannedBackend
 from celeriac.backends.recording import RecordingBackend
 from celeriac.backends.redis_results import PatientResultConsumer
 from celeriac.redis.scripts import Script
@@ -28,7 +29,7 @@ __all__ = ["RedisBackend", "SentinelBackend"]
 _TRIMMED = 200
 
 
-class _RecordingRedisBackend(RecordingBackend):
+class _RecordingRedisBackend(PlannedBackend, RecordingBackend):
     """What both backends do in their own way."""
 
     #: Results are put together as texts, by whoever writes them.

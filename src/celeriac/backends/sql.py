@@ -13,6 +13,8 @@ from celery.backends.database import DatabaseBackend
 from sqlalchemy.engine import Connection, Engine
 
 from celeriac.backends.base import RecordBackend
+from celeriac.backends.planned import PlannedBackend
+from celeriac.backends.sql_chords import SQLChords
 from celeriac.errors import BrokerUnavailable, ConfigurationError, StoreUnavailable
 from celeriac.sql import engine as sql_engine
 from celeriac.sql import event_log, forks, groups, records
@@ -33,7 +35,7 @@ _BATCH = 500
 _FIRST_PAUSE, _LONGEST_PAUSE = 0.002, 0.04
 
 
-class SQLBackend(RecordBackend, DatabaseBackend):  # type: ignore[misc]
+class SQLBackend(PlannedBackend, RecordBackend, DatabaseBackend):  # type: ignore[misc]
     """Celery's database backend, which also keeps events, attempts and cancel marks.
 
     A ``DatabaseBackend`` for those who ask, but it writes as the asyncio store does and shares its file with it.
@@ -49,6 +51,7 @@ class SQLBackend(RecordBackend, DatabaseBackend):  # type: ignore[misc]
                 )
         self._location = sql_engine.absolute_url(self.url)
         self._engine: Engine | None = None
+        self._chords = SQLChords(self._write, self._read)
         self._renew_lock()
         forks.run_before_fork(self._renew_lock)
 
@@ -122,6 +125,7 @@ class SQLBackend(RecordBackend, DatabaseBackend):  # type: ignore[misc]
         self._write(lambda connection: groups.delete(connection, group_id))
 
     def _cleanup(self) -> None:
+        self._trim_chords()
         if not self.expires:
             return
         before = time.time() - self.expires.total_seconds()

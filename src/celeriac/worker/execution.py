@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import os
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from celery.canvas import Signature
@@ -13,6 +13,7 @@ from pydantic_core import to_jsonable_python
 
 from celeriac.brokers.base import Delivery
 from celeriac.compat import RunsTask, TaskRequest, trailed_children
+from celeriac.planning import Plan
 from celeriac.protocol.codec import dumps
 from celeriac.protocol.message import TaskMessage
 from celeriac.stores.records import EventDraft, Transition
@@ -30,6 +31,7 @@ class Execution(RunsTask):
 
     __slots__ = (
         "__weakref__",
+        "_plan",
         "_request",
         "abandoned",
         "acknowledged",
@@ -41,10 +43,12 @@ class Execution(RunsTask):
         "interrupt",
         "message",
         "on_abandoned",
+        "planned",
         "records",
         "runner",
         "started_at",
         "stop",
+        "successors",
         "task",
         "time_start",
         "unrecorded",
@@ -70,6 +74,9 @@ class Execution(RunsTask):
         self.started_at: float | None = None
         self.time_start: float | None = None
         self.held_retries: list[Signature] = []
+        self.successors: Any = None
+        self._plan: Plan | None = None
+        self.planned: set[asyncio.Task[None]] | None = None
         self.unrecorded = _is_kombus(message)
 
     @property
@@ -194,6 +201,36 @@ class Execution(RunsTask):
     def hold_retry(self, signature: Signature) -> None:
         """``self.retry()`` was called; the executor publishes it when the function has ended."""
         self.held_retries.append(signature)
+
+    def ambient_plan(self) -> Plan | None:
+        """The plan that the task's own code adds to, where it runs on the loop; a thread may wait for itself.
+
+        It is carried out when the coroutine gives way, and before the task ends.
+        """
+        loop = asyncio._get_running_loop()
+        if loop is None or self.successors is None or not self.records.is_on(loop):
+            return None
+        if self._plan is None:
+            self._plan = self.successors.plan()
+            if self.planned is None:
+                self.planned = set()
+            # In order: what the code does next may need what it did before.
+            self.planned.add(loop.create_task(self._carry_out(list(self.planned))))
+        return self._plan
+
+    async def _carry_out(self, before: Sequence[asyncio.Task[None]]) -> None:
+        plan, self._plan = self._plan, None
+        if before:
+            await asyncio.wait(before)
+        await self.successors.carry_out(plan)
+
+    async def finish_plans(self) -> None:
+        """Wait until what the task's code has published and stored is with the servers. Raises what they refused."""
+        while self.planned:
+            planned, self.planned = self.planned, None
+            for done in await asyncio.gather(*planned, return_exceptions=True):
+                if isinstance(done, BaseException):
+                    raise done
 
     def transition(self, state: str, **values: Any) -> Transition:
         """A step of this task's record, made now by this worker."""

@@ -40,6 +40,10 @@ class RecordWriter:
         else:
             self._loop.call_soon_threadsafe(self._coalescer.add, entry)
 
+    def is_on(self, loop: asyncio.AbstractEventLoop) -> bool:
+        """Whether this is the loop that writes."""
+        return loop is self._loop
+
     async def write(self, entry: Entry) -> None:
         """Write, and return when the store has it."""
         await self._coalescer.submit(entry)

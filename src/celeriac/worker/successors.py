@@ -1,82 +1,173 @@
 """What follows a task: callbacks, the rest of its chain, its chord, its errbacks.
 
-Celery's own code publishes them, synchronously, so it runs in a thread, in the execution's context: the successors
-know their parent and root. A broker that is away is waited for: the task has run, and its successors must not be lost.
+Celery's own code decides what that is; it runs in a plan (:mod:`celeriac.planning`), on the loop, in the execution's
+context, so that the successors know their parent and root. A broker or store that is away is waited for: the task has
+run, and its successors must not be lost.
 """
 
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable
+import inspect
+from collections.abc import Awaitable, Callable, Iterator
+from contextlib import contextmanager
 from functools import partial
-from typing import Any
+from typing import Any, TypeVar
 
 from celery import states
 from celery.canvas import group, maybe_signature
 from celery.utils.log import get_logger
 from kombu.exceptions import OperationalError
 
-from celeriac.compat import fail_successors
-from celeriac.errors import BrokerUnavailable, StoreUnavailable
+from celeriac.calls import CallBuilder
+from celeriac.compat import chain_ids, fail_successors
+from celeriac.errors import BrokerError, StoreUnavailable
+from celeriac.planning import Errback, Part, Plan, collecting, prepare, publish
+from celeriac.protocol.codec import dumps, loads
+from celeriac.publisher import Publisher
+from celeriac.stores.base import Store
+from celeriac.stores.chords import ChordPart
+from celeriac.task import Task
+from celeriac.worker.chords import call_body, gather
 from celeriac.worker.ending import Ending
 from celeriac.worker.execution import Execution
 
-__all__ = ["after_failure", "after_result", "before_result"]
+__all__ = ["Successors"]
 
 logger = get_logger(__name__)
 
+T = TypeVar("T")
+
+#: Seconds between two attempts: first, and at most.
 _BACKOFF = (0.1, 5.0)
 
 
-async def before_result(execution: Execution, value: Any) -> None:
-    """Publish callbacks and the next step of the chain; in Celery's tracer, too, before the result is stored.
+class Successors:
+    """Plans and carries out what follows the tasks of one worker."""
 
-    Raises what publishing raises, but for an outage: a task whose successors cannot be published has not succeeded.
-    """
-    message = execution.message
-    if message.callbacks or message.chain:
-        await _insist(_publish, execution, value)
+    def __init__(self, app: Any, calls: CallBuilder, publisher: Publisher, store: Store) -> None:
+        self._app = app
+        self._calls = calls
+        self._publisher = publisher
+        self._store = store
 
+    def plan(self) -> Plan:
+        """A plan for what a running task does itself."""
+        return Plan(self._app, self._calls)
 
-async def after_result(execution: Execution, value: Any) -> None:
-    """Tell the chord that one of its parts is done, now that its result can be read."""
-    if execution.message.chord:
-        await _tell(execution, execution.task.backend.on_chord_part_return, states.SUCCESS, value)
+    async def before_result(self, execution: Execution, ending: Ending) -> None:
+        """Publish callbacks and the next step of the chain; in Celery's tracer, too, before the result is stored.
 
+        Raises what publishing raises, but for an outage: a task whose successors cannot be published has not succeeded.
+        """
+        message = execution.message
+        if message.callbacks or message.chain:
+            with self._planning() as plan:
+                _call_successors(execution, _travelling(execution, ending))
+            await self.carry_out(plan)
 
-async def after_failure(execution: Execution, ending: Ending) -> None:
-    """Call errbacks, and let chord and chain know that this part will not come."""
-    message = execution.message
-    if ending.state == states.REVOKED:
-        if message.chord:
-            await _tell(execution, execution.task.backend.on_chord_part_return, ending.state, ending.error)
-    elif ending.error is not None and (message.errbacks or message.chain or message.chord):
-        await _tell(
-            execution, partial(fail_successors, execution.task.backend), ending.error, ending.traceback
-        )
+    async def after_result(self, execution: Execution, ending: Ending) -> None:
+        """Tell the chord that one of its parts is done, now that its result can be read."""
+        if execution.message.chord:
+            await self._bring(execution, ending.result or dumps(_travelling(execution, ending)))
 
+    async def after_failure(self, execution: Execution, ending: Ending) -> None:
+        """Call errbacks, and let chord and chain know that this part will not come.
 
-async def _tell(execution: Execution, function: Callable[..., Any], *arguments: Any) -> None:
-    """The result is stored already: what goes wrong now is logged, and changes nothing of it."""
-    try:
-        await _insist(function, execution.request, *arguments)
-    except Exception:
-        logger.exception("Task %s[%s]: what follows it could not be told", execution.name, execution.id)
-
-
-async def _insist(function: Callable[..., Any], *arguments: Any) -> None:
-    delay, longest = _BACKOFF
-    while True:
-        try:
-            await asyncio.to_thread(function, *arguments)
+        The order is that of ``Backend.mark_as_failure``. Celery tells a revoked task's chord alone.
+        """
+        message = execution.message
+        if not (message.chord or message.chain or message.errbacks):
             return
-        except (OperationalError, BrokerUnavailable, StoreUnavailable) as exc:
-            logger.error("Cannot publish what follows a task, trying again in %.1f s: %s", delay, exc)
-            await asyncio.sleep(delay)
-            delay = min(delay * 2, longest)
+        backend = execution.task.backend
+        if ending.state == states.REVOKED:
+            if message.chord:
+                await self._tell(execution, backend.on_chord_part_return, ending.state, ending.error)
+        elif ending.error is not None:
+            await self._tell(execution, partial(fail_successors, backend), ending.error, ending.traceback)
+
+    async def again(self, execution: Execution) -> None:
+        """A delivery of a task that has ended before: the worker may have died before it told what follows.
+
+        Parts of chords count once; errbacks may be called twice.
+        """
+        message = execution.message
+        if execution.task is None or not (message.chord or message.chain or message.errbacks):
+            return
+        record = (await _insist(lambda: self._store.get([execution.id]))).get(execution.id)
+        if record is None:
+            return
+        if record.state == states.SUCCESS:
+            if message.chord:
+                await self._bring(execution, dumps(record.result))
+        elif record.state == states.FAILURE:
+            error = execution.task.backend.exception_to_python(record.result)
+            tell = partial(fail_successors, execution.task.backend)
+            await self._tell(execution, tell, error, record.traceback)
+
+    async def carry_out(self, plan: Plan) -> None:
+        """Do what was planned, and what that leads to. Raises what no waiting helps against."""
+        await _insist(lambda: prepare(plan, self._store))
+        if plan.calls or plan.foreign:
+            await _insist(lambda: publish(plan, self._publisher))
+        for errback in plan.errbacks:
+            await _call_errback(errback)
+        if plan.parts:
+            await self._count(plan.parts)
+
+    async def _bring(self, execution: Execution, result: str) -> None:
+        message = execution.message
+        if message.group_id is None:
+            return
+        part = ChordPart(message.group_id, message.id, message.group_index, states.SUCCESS, result)
+        try:
+            await self._count([Part(part, message.chord)])
+        except Exception:
+            logger.exception("Task %s[%s]: its chord could not be told", execution.name, execution.id)
+
+    async def _tell(self, execution: Execution, function: Callable[..., Any], *arguments: Any) -> None:
+        """The result is stored already: what goes wrong now is logged, and changes nothing of it."""
+        try:
+            known = await self._states(chain_ids(execution.message.chain))
+            with self._planning(known) as plan:
+                function(execution.request, *arguments)
+            await self.carry_out(plan)
+        except Exception:
+            logger.exception("Task %s[%s]: what follows it could not be told", execution.name, execution.id)
+
+    async def _states(self, task_ids: list[str]) -> dict[str, str]:
+        if not task_ids:
+            return {}
+        records = await _insist(lambda: self._store.get(task_ids))
+        return {task_id: record.state for task_id, record in records.items()}
+
+    @contextmanager
+    def _planning(self, known: dict[str, str] | None = None) -> Iterator[Plan]:
+        with collecting(Plan(self._app, self._calls, states=known, ahead=False)) as plan:
+            yield plan
+
+    async def _count(self, parts: list[Part]) -> None:
+        """Count parts of chords; whoever brings the last one calls the body."""
+        claims = await _insist(lambda: self._store.add_chord_parts([each.part for each in parts]))
+        bodies = {each.part.group_id: each.body for each in parts}
+        for claim in claims:
+            outcome = await _insist(partial(gather, self._app, self._store, claim))
+            with self._planning() as plan:
+                call_body(self._app, maybe_signature(bodies[claim.group_id], app=self._app), outcome)
+            await self.carry_out(plan)
+            await _insist(partial(self._store.finish_chord, claim))
 
 
-def _publish(execution: Execution, value: Any) -> None:
+def _travelling(execution: Execution, ending: Ending) -> Any:
+    """What a task returned, as its successors get it: whatever JSON makes of it, if it can."""
+    if ending.result is not None:
+        return loads(ending.result)
+    task = execution.task
+    return task.schema.dump_result(ending.value) if isinstance(task, Task) else ending.value
+
+
+def _call_successors(execution: Execution, value: Any) -> None:
+    """As Celery's tracer does: groups on their own, the other callbacks as one group, then the chain's next step."""
     app = execution.task.app
     message = execution.message
     options: dict[str, Any] = {"parent_id": message.id, "root_id": message.root_id or message.id}
@@ -97,3 +188,29 @@ def _publish(execution: Execution, value: Any) -> None:
         # The chain travels reversed: its last element is the next step.
         following = maybe_signature(message.chain[-1], app=app)
         following.apply_async((value,), chain=message.chain[:-1], **options)
+
+
+async def _call_errback(errback: Errback) -> None:
+    """Call an errback of the new style, which takes request, exception and traceback; a ``def`` one in a thread."""
+    signature = errback.signature
+    try:
+        if inspect.iscoroutinefunction(inspect.unwrap(signature.type.run)):
+            await signature(*errback.arguments)
+        else:
+            await asyncio.to_thread(signature, *errback.arguments)
+    except Exception:
+        logger.exception("Errback %r raised an exception", signature.name)
+
+
+async def _insist(operation: Callable[[], Awaitable[T]]) -> T:
+    """Try again until the servers are back. Raises what they refuse for good."""
+    delay, longest = _BACKOFF
+    while True:
+        try:
+            return await operation()
+        except (OperationalError, BrokerError, StoreUnavailable) as exc:
+            if getattr(exc, "permanent", False):
+                raise
+            logger.error("Cannot publish what follows a task, trying again in %.1f s: %s", delay, exc)
+        await asyncio.sleep(delay)
+        delay = min(delay * 2, longest)
