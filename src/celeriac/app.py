@@ -56,11 +56,16 @@ class Celery(celery.Celery):  # type: ignore[misc]
 
     def _load_config(self) -> Any:
         conf = super()._load_config()
+        asked, chosen = config.asked_broker(conf), config.asked_backend(conf)
         compat.set_defaults(conf, config.CELERY_DEFAULTS | config.OWN_DEFAULTS)
-        broker_url, chosen = conf.broker_url, conf.result_backend
+        if asked is not None and asked != conf.broker_url:
+            conf.broker_url = asked
+        if chosen != (conf.result_backend or None):
+            conf.result_backend = chosen
+        broker_url = conf.broker_url
         defaults: dict[str, Any] = {
             "result_backend": config.default_backend(broker_url),
-            **config.default_backend_options(conf, chosen or None),
+            **config.default_backend_options(conf, chosen),
         }
         if broker_url.startswith("memory:"):
             defaults["broker_transport"] = "celeriac-memory"

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import logging
 import os
 from collections.abc import Mapping
 from dataclasses import dataclass
 from datetime import timedelta
 from typing import Any
+from urllib.parse import quote
 
 from celeriac.errors import ConfigurationError
 
@@ -17,10 +19,14 @@ __all__ = [
     "REDIS_BACKENDS",
     "REDIS_SCHEMES",
     "Settings",
+    "asked_backend",
+    "asked_broker",
     "default_backend",
     "default_backend_options",
     "default_scheduler",
 ]
+
+logger = logging.getLogger("celeriac")
 
 #: Without a broker URL everything lives in this file, in the folder where the process was started.
 DEFAULT_BROKER_URL = "sqlite:///celery.db"
@@ -78,6 +84,45 @@ OWN_DEFAULTS: dict[str, Any] = {
     # Whether arguments are validated against the task's annotations.
     "celeriac_validate_arguments": True,
 }
+
+
+def asked_broker(conf: Any) -> str | None:
+    """The broker that a Celery configuration without our defaults names, if it names one.
+
+    Raises ConfigurationError where workers would read from another broker than clients write to, and for settings that
+    Celery has long replaced by ``broker_url``.
+    """
+    urls = {_first_url(url) for url in (conf.broker_write_url, conf.broker_read_url) if url}
+    if len(urls) > 1:
+        raise ConfigurationError(
+            "broker_read_url and broker_write_url name different brokers, and celeriac uses one. Set broker_url."
+        )
+    old = [name for name in ("broker_host", "broker_transport", "broker_vhost") if conf.get(name)]
+    if old and not conf.get("broker_url"):
+        raise ConfigurationError(f"{old[0]} is set, but no broker_url. Write the broker as one URL.")
+    return urls.pop() if urls else None
+
+
+def _first_url(url: Any) -> str:
+    """One URL of a failover list, ``a;b`` or a list. Sentinels are one URL: each of them knows the others."""
+    urls = list(url) if isinstance(url, (list, tuple)) else [url]
+    if len(urls) == 1 and not str(urls[0]).startswith("sentinel:"):
+        urls = str(urls[0]).split(";")
+    if len(urls) > 1:
+        logger.warning("Of %d broker URLs celeriac uses the first: it does not fail over.", len(urls))
+    return str(urls[0])
+
+
+def asked_backend(conf: Any) -> str | None:
+    """The result backend that a configuration names. ``redis`` alone stands for ``redis_host``, ``redis_port``, …"""
+    chosen: str | None = conf.result_backend or None
+    if chosen not in ("redis", "rediss"):
+        return chosen
+    user, password = conf.get("redis_username") or "", conf.get("redis_password") or ""
+    login = f"{quote(user, safe='')}:{quote(password, safe='')}@" if password else ""
+    return (
+        f"{chosen}://{login}{conf.redis_host or 'localhost'}:{conf.redis_port or 6379}/{conf.redis_db or 0}"
+    )
 
 
 def default_backend(broker_url: str) -> str | None:

@@ -1,0 +1,77 @@
+"""Which broker and which result backend a Celery configuration names, in all the ways that Celery has for it."""
+
+from __future__ import annotations
+
+import logging
+from typing import Any
+
+import pytest
+
+from celeriac import Celery
+from celeriac.errors import ConfigurationError
+
+
+@pytest.fixture(autouse=True)
+def no_environment(monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in ("CELERY_BROKER_URL", "CELERY_BROKER_READ_URL", "CELERY_BROKER_WRITE_URL"):
+        monkeypatch.delenv(name, raising=False)
+
+
+class Source:
+    """A settings object, as ``config_from_object`` takes it."""
+
+    def __init__(self, **settings: Any) -> None:
+        self.__dict__.update(settings)
+
+
+def loaded(**settings: Any) -> Celery:
+    app = Celery("settings", set_as_current=False)
+    app.config_from_object(Source(**settings))
+    return app
+
+
+@pytest.mark.parametrize("setting", ["broker_read_url", "broker_write_url"])
+def test_a_url_for_reading_or_writing_alone_is_the_broker(setting: str) -> None:
+    app = loaded(**{setting: "redis://127.0.0.1:1/3"})
+    assert app.settings.broker_url == "redis://127.0.0.1:1/3"
+    assert app.settings.result_backend == "redis://127.0.0.1:1/3"
+
+
+def test_reading_from_one_broker_and_writing_to_another_is_refused() -> None:
+    app = loaded(broker_read_url="redis://127.0.0.1:1/3", broker_write_url="redis://127.0.0.1:1/4")
+    with pytest.raises(ConfigurationError, match="Set broker_url"):
+        _ = app.settings
+
+
+@pytest.mark.parametrize(
+    "urls",
+    ["redis://127.0.0.1:1/3;redis://127.0.0.1:2/3", ["redis://127.0.0.1:1/3", "redis://127.0.0.1:2/3"]],
+)
+def test_of_several_brokers_the_first_is_used_and_that_is_said(
+    urls: Any, caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level(logging.WARNING)
+    assert loaded(broker_url=urls).settings.broker_url == "redis://127.0.0.1:1/3"
+    assert "does not fail over" in caplog.text
+
+
+def test_sentinels_are_one_broker() -> None:
+    url = "sentinel://127.0.0.1:1;sentinel://127.0.0.1:2"
+    assert loaded(broker_url=url).settings.broker_url == url
+
+
+def test_settings_from_before_broker_url_are_refused() -> None:
+    with pytest.raises(ConfigurationError, match="broker_host"):
+        _ = loaded(broker_host="rabbit.example").settings
+
+
+def test_a_redis_backend_without_url_is_put_together() -> None:
+    app = loaded(
+        broker_url="redis://127.0.0.1:1/0",
+        result_backend="redis",
+        redis_host="cache",
+        redis_port=7,
+        redis_db=2,
+        redis_password="p@ss",
+    )
+    assert app.settings.result_backend == "redis://:p%40ss@cache:7/2"
