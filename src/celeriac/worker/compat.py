@@ -5,6 +5,8 @@ Apart from ``celeriac.compat``, because an API process should not have to import
 
 from __future__ import annotations
 
+import inspect
+from collections.abc import Callable
 from typing import Any
 
 # celery.bootsteps.Blueprint: `.state` and `.human_state()` are read by the WorkController and by signal handlers.
@@ -47,9 +49,11 @@ __all__ = [
     "bound_open_broker_sockets",
     "check_subscription",
     "jsonify",
+    "live_receivers",
     "load_average",
     "maybe_list",
     "parse_rate",
+    "receiver_function",
     "utcoffset",
     "worker_state",
 ]
@@ -64,3 +68,20 @@ def check_subscription(transport: Any) -> None:
     check = getattr(getattr(transport, "cycle", None), "maybe_check_subclient_health", None)
     if check is not None:
         check()
+
+
+def live_receivers(signal: Any, sender: Any) -> list[Callable[..., Any]]:
+    """Who gets a signal from this sender: ``celery.utils.dispatch.signal.Signal._live_receivers``.
+
+    ``Signal.send`` calls them in one go, and says neither how long each has taken nor awaits a coroutine.
+    """
+    receivers: list[Callable[..., Any]] = signal._live_receivers(sender)
+    return receivers
+
+
+def receiver_function(receiver: Callable[..., Any]) -> Callable[..., Any]:
+    """The user's function behind a receiver: ``Signal.connect(retry=True)`` wraps it in ``_try_receiver_over_time``."""
+    if getattr(receiver, "__name__", "") != "_try_receiver_over_time":
+        return receiver
+    wrapped: Callable[..., Any] = inspect.getclosurevars(receiver).nonlocals.get("retry_fun", receiver)
+    return wrapped

@@ -13,8 +13,9 @@ from celery.exceptions import SoftTimeLimitExceeded, TimeLimitExceeded
 
 from celeriac.worker.ending import HandedBack
 from celeriac.worker.execution import Execution
+from celeriac.worker.log import log_soft_limit
 
-__all__ = ["absorb_cancellation", "limited", "run_coroutine", "wait_interruptibly"]
+__all__ = ["Interruptible", "limited", "run_coroutine", "runner_of", "wait_interruptibly"]
 
 #: Seconds that a cancelled coroutine has for its clean-up, before it is cancelled again.
 _PATIENCE = 10.0
@@ -42,24 +43,47 @@ def limited(execution: Execution, limits: Limits, on_soft: Callable[[float], Non
             timer.cancel()
 
 
-async def run_coroutine(execution: Execution, awaitable: Awaitable[Any], limits: Limits) -> Any:
-    """Await to the end. Raises ``execution.stop`` if it was set meanwhile, whatever the coroutine made of it."""
+class Interruptible:
+    """Around a wait on behalf of a task: ``execution.halt`` calls ``interrupt``, and ``execution.stop`` is raised.
+
+    It is raised whatever comes out of the body, and nothing is left of the cancellations that were meant for the body.
+    """
+
+    __slots__ = ("_execution", "_interrupt")
+
+    def __init__(self, execution: Execution, interrupt: Callable[[BaseException], object]) -> None:
+        self._execution = execution
+        self._interrupt = interrupt
+
+    async def __aenter__(self) -> None:
+        self._execution.interrupt = self._interrupt
+
+    async def __aexit__(self, _kind: object, error: BaseException | None, _traceback: object) -> None:
+        execution = self._execution
+        execution.interrupt = None
+        if error is not None:
+            await absorb_cancellation(runner_of(execution))
+            if execution.stop is not None:
+                raise execution.stop from error
+        elif (runner := execution.runner) is not None and runner.cancelling():
+            await absorb_cancellation(runner)
+
+
+def runner_of(execution: Execution) -> asyncio.Task[Any]:
+    """The asyncio task that the execution runs in."""
     runner = execution.runner
     assert runner is not None
-    execution.interrupt = partial(_cancel, execution, runner, 1)
-    try:
+    return runner
+
+
+async def run_coroutine(execution: Execution, awaitable: Awaitable[Any], limits: Limits) -> Any:
+    """Await to the end. Raises ``execution.stop`` if it was set meanwhile, whatever the coroutine made of it."""
+    runner = runner_of(execution)
+    async with Interruptible(execution, partial(_cancel, execution, runner, 1)):
         if limits == (None, None):
             value = await awaitable
         else:
             value = await _run_limited(execution, awaitable, runner, limits)
-    except BaseException as exc:
-        if execution.stop is None:
-            raise
-        raise execution.stop from exc
-    finally:
-        execution.interrupt = None
-        if runner.cancelling():
-            await absorb_cancellation(runner)
     if execution.stop is not None and not isinstance(execution.stop, HandedBack):
         raise execution.stop
     return value
@@ -67,21 +91,11 @@ async def run_coroutine(execution: Execution, awaitable: Awaitable[Any], limits:
 
 async def wait_interruptibly(execution: Execution, wait: Callable[[], Awaitable[Any]]) -> None:
     """Wait for something of the worker's own on behalf of a task. Raises ``execution.stop`` if that comes first."""
-    runner = execution.runner
-    assert runner is not None
     if execution.stop is not None:
         raise execution.stop
-    execution.interrupt = lambda _reason: runner.cancel()
-    try:
+    runner = runner_of(execution)
+    async with Interruptible(execution, lambda _reason: runner.cancel()):
         await wait()
-    except asyncio.CancelledError:
-        if execution.stop is None:
-            raise
-        raise execution.stop from None
-    finally:
-        execution.interrupt = None
-        if runner.cancelling():
-            await absorb_cancellation(runner)
 
 
 async def absorb_cancellation(runner: asyncio.Task[Any]) -> None:
@@ -111,6 +125,7 @@ async def _run_limited(
 
     def on_soft(limit: float) -> None:
         if steered is not None:
+            log_soft_limit(execution, limit)
             steered.throw_in(SoftTimeLimitExceeded(limit))
 
     with limited(execution, limits, on_soft):

@@ -39,6 +39,7 @@ class Ending:
     result: str | None = None
     traceback: str | None = None
     retries: tuple[Publication, ...] = ()
+    runtime: float = 0.0
 
     def become(self, other: Ending) -> None:
         """It ended otherwise: what had to be done on the way out has failed."""
@@ -85,6 +86,8 @@ def ending_of(error: BaseException) -> Ending:
 
 
 def _with_error(outcome: Outcome, state: str, error: BaseException, recorded: BaseException) -> Ending:
+    _strip(error)
+    _strip(recorded)
     return Ending(
         outcome,
         state,
@@ -125,12 +128,17 @@ def _text(value: Any) -> str:
         return str(saferepr(value))
 
 
-def _traceback_of(error: BaseException) -> str:
-    """The traceback as text, without the worker's own frames on top."""
+def _strip(error: BaseException) -> None:
+    """Leave the worker's own frames out of a traceback: what matters to who reads it begins below them."""
     trace = error.__traceback__
     while trace is not None and trace.tb_frame.f_globals.get("__name__", "").startswith("celeriac.worker."):
         trace = trace.tb_next
+    if trace is not None:
+        error.__traceback__ = trace
+
+
+def _traceback_of(error: BaseException) -> str:
     try:
-        return "".join(traceback_module.format_exception(type(error), error, trace))
+        return "".join(traceback_module.format_exception(type(error), error, error.__traceback__))
     except Exception:  # noqa: BLE001 - the exception itself may refuse to be shown
-        return "".join(traceback_module.format_tb(trace))
+        return "".join(traceback_module.format_tb(error.__traceback__))

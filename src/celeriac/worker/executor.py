@@ -14,24 +14,28 @@ from typing import Any
 from celery import states
 from celery.canvas import Signature
 from celery.exceptions import WorkerLostError
+from celery.utils.log import get_logger
 
 from celeriac.brokers.base import Publication, Settlement
 from celeriac.calls import CallBuilder, NotNative
 from celeriac.compat import enter_execution, pop_task, push_task
 from celeriac.protocol.codec import dumps
 from celeriac.protocol.settlement import Action, Outcome, decide
-from celeriac.worker.coroutines import wait_interruptibly
+from celeriac.worker.announce import perform
 from celeriac.worker.ending import Ending, HandedBack, ending_of
 from celeriac.worker.execution import Execution
 from celeriac.worker.invoke import invoke
+from celeriac.worker.lifecycle import internal_error
 from celeriac.worker.profile import Kind, TaskProfile
 from celeriac.worker.refusal import refusal_of
-from celeriac.worker.reporter import Reporter
+from celeriac.worker.reporter import Perform, Reporter
 from celeriac.worker.settler import Settler
-from celeriac.worker.successors import after_failure, after_result, before_result
-from celeriac.worker.threads import TaskThreads
+from celeriac.worker.successors import Successors
+from celeriac.worker.threads import TaskThread, TaskThreads
 
 __all__ = ["Executor"]
+
+logger = get_logger(__name__)
 
 
 class Executor:
@@ -42,6 +46,7 @@ class Executor:
         *,
         make_profile: Callable[[Any], TaskProfile],
         calls: CallBuilder,
+        successors: Successors,
         settler: Settler,
         reporter: Reporter,
         threads: TaskThreads,
@@ -52,6 +57,7 @@ class Executor:
         self._make_profile = make_profile
         self._profiles: dict[str, TaskProfile] = {}
         self._calls = calls
+        self._successors = successors
         self._settler = settler
         self._reporter = reporter
         self._threads = threads
@@ -68,6 +74,7 @@ class Executor:
         if done:
             exhausted = execution.delivery.deliveries > self._delivery_limit
             outcome = Outcome.EXHAUSTED if exhausted else Outcome.SUCCEEDED
+            await self._successors.again(execution)
             await self._settle(execution, Ending(outcome, None, reason="its record has ended"))
             return
         ending = refusal_of(execution, revoked=revoked, delivery_limit=self._delivery_limit)
@@ -75,25 +82,48 @@ class Executor:
             profile = self._profile_of(execution.task)
             push_task(execution, execution.task)
             execution.task.request_stack.push(execution)
+            execution.successors = self._successors
+            thread = self._thread_for(execution, profile)
             try:
-                ending = await self._attempt(execution, profile)
+                ending = await self._attempt(execution, profile, thread)
                 if execution.abandoned:
                     return
+                if execution.planned:
+                    await self._finish_planned(execution, ending)
                 self._on_ended(execution)
                 if ending.outcome is Outcome.WORKER_LOST:
                     # Another worker has the message: what this attempt found out is not the task's result.
+                    await self._reporter.concluded(execution, profile, ending, _performer(thread))
                     self._reporter.ended(execution, ending)
                     return
-                await self._conclude(execution, profile, ending)
+                await self._conclude(execution, profile, ending, thread)
+            except Exception as exc:
+                internal_error(execution, exc)
+                raise
             finally:
+                if thread is not None:
+                    thread.release()
                 execution.task.request_stack.pop()
                 pop_task(execution)
         else:
             await self._record(execution, ending)
             if execution.task is not None and ending.state is not None:
-                await after_failure(execution, ending)
+                await self._successors.after_failure(execution, ending)
+        if execution.planned:  # by handlers, errbacks, receivers
+            await self._finish_planned(execution, ending)
         await self._settle(execution, ending)
         self._reporter.ended(execution, ending)
+
+    @staticmethod
+    async def _finish_planned(execution: Execution, ending: Ending) -> None:
+        """Wait for what the task's code has published: a task whose calls were refused has failed."""
+        try:
+            await execution.finish_plans()
+        except Exception as exc:
+            if ending.failed:
+                logger.exception("Task %s[%s]: a call it made was refused", execution.name, execution.id)
+            else:
+                ending.become(ending_of(exc))
 
     def refresh(self, profile: TaskProfile) -> None:
         """A task's settings have changed."""
@@ -113,38 +143,41 @@ class Executor:
             profile = self._profiles[task.name] = self._make_profile(task)
         return profile
 
-    async def _attempt(self, execution: Execution, profile: TaskProfile) -> Ending:
+    def _thread_for(self, execution: Execution, profile: TaskProfile) -> TaskThread | None:
+        """A ``def`` task's thread: kept to the end where more than the function is called in it."""
+        if profile.kind is not Kind.FUNCTION:
+            return None
+        return TaskThread(self._threads, execution, kept=self._reporter.is_followed(profile))
+
+    async def _attempt(self, execution: Execution, profile: TaskProfile, thread: TaskThread | None) -> Ending:
         """Start, and call the function."""
-        has_thread = False
         try:
             if execution.stop is not None:
                 raise execution.stop
-            if profile.kind is Kind.FUNCTION:
-                await wait_interruptibly(execution, self._threads.free.acquire)
-                has_thread = True
+            if thread is not None:
+                await thread.take()
             if not profile.acks.acks_late:
                 # Before the start, as the setting promises: a crash from here on loses the task, and never runs it
                 # twice.
                 await self._acknowledge(execution)
             execution.begin()
-            await self._reporter.starting(execution, profile)
-            has_thread = False  # from here on it is the invocation's to give back
-            value = await invoke(execution, profile, self._threads)
+            await self._reporter.starting(execution, profile, _performer(thread))
+            value = await invoke(execution, profile, thread)
             return Ending(Outcome.SUCCEEDED, states.SUCCESS, value=value)
         except BaseException as exc:  # noqa: BLE001 - every way to end is told apart by ending_of
             # Not kept in a variable: this frame belongs to the exception, whose locals would live until a collection.
             return ending_of(_kept_to(execution, exc))
         finally:
             execution.ended = True
-            if has_thread:
-                self._threads.free.release()
 
-    async def _conclude(self, execution: Execution, profile: TaskProfile, ending: Ending) -> None:
+    async def _conclude(
+        self, execution: Execution, profile: TaskProfile, ending: Ending, thread: TaskThread | None
+    ) -> None:
         """Publish what follows, and store the result."""
         try:
             if ending.succeeded:
                 ending.result = self._encode(execution, profile, ending.value)
-                await before_result(execution, ending.value)
+                await self._successors.before_result(execution, ending)
             if execution.held_retries:
                 ending.retries = await self._prepare_retries(execution)
         except Exception as exc:  # noqa: BLE001 - whatever it is, it is how the task ended
@@ -158,10 +191,10 @@ class Executor:
             ending.state = states.RETRY
         await self._record(execution, ending)
         if ending.succeeded:
-            await after_result(execution, ending.value)
-        elif ending.failed or ending.state == states.REVOKED:
-            await after_failure(execution, ending)
-        await self._reporter.concluded(execution, profile, ending)
+            await self._successors.after_result(execution, ending)
+        elif ending.state in (states.FAILURE, states.REVOKED):
+            await self._successors.after_failure(execution, ending)
+        await self._reporter.concluded(execution, profile, ending, _performer(thread))
 
     async def _prepare_retries(self, execution: Execution) -> tuple[Publication, ...]:
         """The messages of the next attempts, to be published with the settlement of this one."""
@@ -231,6 +264,11 @@ class Executor:
         rounds = max(1, self._delivery_limit - 1)
         share: float = self._unknown_task_grace / (2**rounds - 1)
         return share * 2.0 ** (min(deliveries, rounds) - 1)
+
+
+def _performer(thread: TaskThread | None) -> Perform:
+    """Where receivers and handlers are called: where the function is."""
+    return perform if thread is None else thread.perform
 
 
 def _kept_to(execution: Execution, error: BaseException) -> BaseException:

@@ -87,9 +87,9 @@ class Intake:
         for execution in executions:
             hold(execution)
         revoked, done = await self._marks(executions)
-        for execution in executions:
-            self._reporter.received(execution)
         revoked |= await self._revoked_by_control(executions)
+        for execution in executions:
+            await self._reporter.received(execution, revoked=execution.id in revoked)
         return [(execution, execution.id in revoked, execution.id in done) for execution in executions]
 
     async def _revoked_by_control(self, executions: Sequence[Execution]) -> set[str]:
@@ -132,6 +132,7 @@ class Intake:
                 )
             )
         await self._settler.settle(Settlement(delivery.tag, Action.DEAD_LETTER, reason=str(error)))
+        await self._reporter.refused(delivery.envelope, error)
 
     async def _marks(self, executions: Sequence[Execution]) -> tuple[set[str], set[str]]:
         """Which were cancelled, and which have ended before their message could be settled."""

@@ -15,7 +15,7 @@ from celeriac.context import TaskContext
 from celeriac.worker.coroutines import Limits, run_coroutine
 from celeriac.worker.execution import Execution
 from celeriac.worker.profile import Kind, TaskProfile
-from celeriac.worker.threads import TaskThreads
+from celeriac.worker.threads import TaskThread
 
 __all__ = ["invoke"]
 
@@ -23,21 +23,15 @@ __all__ = ["invoke"]
 _VALUES_IN_A_ROW = 100
 
 
-async def invoke(execution: Execution, profile: TaskProfile, threads: TaskThreads) -> Any:
+async def invoke(execution: Execution, profile: TaskProfile, thread: TaskThread | None) -> Any:
     """Run the task's function to its end, and return what it returned. Raises what it raised, or ``execution.stop``.
 
-    A ``def`` task brings a permit of ``threads.free``, which is given back.
+    A ``def`` task brings its thread.
     """
-    in_thread = profile.kind is Kind.FUNCTION
-    try:
-        args, kwargs = _arguments(execution, profile)
-    except BaseException:
-        if in_thread:
-            threads.free.release()
-        raise
+    args, kwargs = _arguments(execution, profile)
     limits = _limits(execution, profile)
-    if in_thread:
-        value = await threads.run(execution, profile.call, args, kwargs, limits)
+    if thread is not None:
+        value = await thread.run(profile.call, args, kwargs, limits)
         # A plain function may still hand back something to wait for.
         return await run_coroutine(execution, value, limits) if inspect.isawaitable(value) else value
     if profile.autoretry:

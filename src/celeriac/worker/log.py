@@ -1,66 +1,152 @@
-"""One line when a task is received, one when it has ended: Celery's words, so that what reads its logs reads ours."""
+"""One line when a task is received, one when it has ended.
+
+In Celery's words, under the names of Celery's loggers and with the mapping that Celery adds as ``record.data``, so that
+what reads, filters or formats its logs does so with ours.
+"""
 
 from __future__ import annotations
 
 import logging
+from typing import Any
 
 from celery.utils.log import get_logger
 from celery.utils.saferepr import saferepr
+from kombu.utils.encoding import safe_repr
 
 from celeriac.protocol.settlement import Outcome
 from celeriac.worker.ending import Ending
 from celeriac.worker.execution import Execution
 
-__all__ = ["log_ending", "log_received"]
+__all__ = ["log_ending", "log_received", "log_soft_limit", "shown_name"]
 
-logger = get_logger(__name__)
+_received = get_logger("celery.worker.strategy")
+_traced = get_logger("celery.app.trace")
+_requested = get_logger("celery.worker.request")
 
-_WORDS: dict[Outcome, tuple[int, str]] = {
-    Outcome.RETRIED: (logging.INFO, "retry: %s"),
-    Outcome.IGNORED: (logging.INFO, "ignored"),
-    Outcome.REJECTED: (logging.WARNING, "rejected: %s"),
-    Outcome.REJECTED_REQUEUE: (logging.WARNING, "rejected, and back in its queue: %s"),
-    Outcome.REVOKED: (logging.INFO, "revoked"),
-    Outcome.EXPIRED: (logging.INFO, "expired before it could run"),
-    Outcome.HANDED_BACK: (logging.INFO, "handed back: the worker shuts down"),
-    Outcome.UNKNOWN_TASK: (
-        logging.ERROR,
-        "parked, this worker does not know the task: is its module in `include`?",
+#: What is no success, and no failure of the function: the logger, the level, and the words.
+_WORDS: dict[Outcome, tuple[logging.Logger, int, str]] = {
+    Outcome.RETRIED: (_traced, logging.INFO, "Task %(name)s[%(id)s] retry: %(exc)s"),
+    Outcome.IGNORED: (_traced, logging.INFO, "Task %(name)s[%(id)s] ignored"),
+    Outcome.REJECTED: (_traced, logging.WARNING, "Task %(name)s[%(id)s] %(exc)s"),
+    Outcome.REJECTED_REQUEUE: (
+        _traced,
+        logging.WARNING,
+        "Task %(name)s[%(id)s] %(exc)s: it is back in its queue",
     ),
-    Outcome.EXHAUSTED: (logging.ERROR, "dead-lettered: %s"),
-    Outcome.TIMED_OUT: (logging.ERROR, "stopped by its hard time limit: %s"),
-    Outcome.WORKER_LOST: (logging.WARNING, "left to another worker: its lease had ended"),
+    Outcome.REVOKED: (_requested, logging.INFO, "Discarding revoked task: %(name)s[%(id)s]"),
+    Outcome.EXPIRED: (_requested, logging.INFO, "Discarding revoked task: %(name)s[%(id)s] (expired)"),
+    Outcome.HANDED_BACK: (
+        _requested,
+        logging.INFO,
+        "Task %(name)s[%(id)s] handed back: the worker shuts down",
+    ),
+    Outcome.UNKNOWN_TASK: (
+        _requested,
+        logging.ERROR,
+        "Task %(name)s[%(id)s] parked, this worker does not know the task: is its module in `include`?",
+    ),
+    Outcome.EXHAUSTED: (_requested, logging.ERROR, "Task %(name)s[%(id)s] dead-lettered: %(reason)s"),
+    Outcome.TIMED_OUT: (
+        _requested,
+        logging.ERROR,
+        "Hard time limit (%(limit)ss) exceeded for %(name)s[%(id)s]",
+    ),
+    Outcome.WORKER_LOST: (
+        _requested,
+        logging.WARNING,
+        "Task %(name)s[%(id)s] left to another worker: its lease had ended",
+    ),
 }
+
+
+def shown_name(execution: Execution) -> str:
+    """The name that logs give a task: ``shadow`` wins over its own."""
+    return execution.message.shadow or execution.name
 
 
 def log_received(execution: Execution) -> None:
     """``Task name[id] received``."""
-    if logger.isEnabledFor(logging.INFO):
-        logger.info("Task %s[%s] received", execution.message.shadow or execution.name, execution.id)
+    if _received.isEnabledFor(logging.INFO):
+        context = {
+            "id": execution.id,
+            "name": shown_name(execution),
+            "args": execution.argsrepr,
+            "kwargs": execution.kwargsrepr,
+            "eta": execution.message.eta,
+        }
+        _received.info("Task %(name)s[%(id)s] received", context, extra={"data": context})
+
+
+def log_soft_limit(execution: Execution, limit: float) -> None:
+    """The task is told to stop, and may yet end as it likes."""
+    _requested.warning(
+        "Soft time limit (%ss) exceeded for %s[%s]", limit, shown_name(execution), execution.id
+    )
 
 
 def log_ending(execution: Execution, ending: Ending) -> None:
     """``Task name[id] succeeded in 0.1s: value``, or what else became of it."""
-    name = execution.message.shadow or execution.name
     if ending.succeeded:
-        if logger.isEnabledFor(logging.INFO) and execution.started:
-            shown = saferepr(ending.value, 1024)
-            logger.info("Task %s[%s] succeeded in %ss: %s", name, execution.id, execution.runtime, shown)
-        return
-    if ending.outcome is Outcome.FAILED and ending.error is not None:
-        _log_failure(execution, name, ending.error)
-        return
-    if ending.outcome is Outcome.UNKNOWN_TASK and execution.delivery.deliveries > 1:
-        return  # said when it came first
-    level, words = _WORDS.get(ending.outcome, (logging.INFO, ending.outcome.name))
-    if logger.isEnabledFor(level):
-        text = words % (ending.reason or ending.error) if "%s" in words else words
-        logger.log(level, "Task %s[%s] %s", name, execution.id, text)
+        if execution.started and _traced.isEnabledFor(logging.INFO):
+            _log_success(execution, ending)
+    elif ending.outcome is Outcome.FAILED and ending.error is not None:
+        _log_failure(execution, ending)
+    elif ending.outcome is not Outcome.UNKNOWN_TASK or execution.delivery.deliveries <= 1:
+        # What is parked is said when it came first.
+        _log_other(execution, ending)
 
 
-def _log_failure(execution: Execution, name: str, error: BaseException) -> None:
+def _log_success(execution: Execution, ending: Ending) -> None:
+    context = {
+        "id": execution.id,
+        "name": shown_name(execution),
+        "return_value": saferepr(ending.value, getattr(execution.task, "resultrepr_maxsize", 1024)),
+        "runtime": ending.runtime,
+        "args": execution.argsrepr,
+        "kwargs": execution.kwargsrepr,
+    }
+    _traced.info(
+        "Task %(name)s[%(id)s] succeeded in %(runtime)ss: %(return_value)s", context, extra={"data": context}
+    )
+
+
+def _log_failure(execution: Execution, ending: Ending) -> None:
+    """What a task ``throws`` is expected: no traceback, and no error (``celery.app.trace.get_log_policy``)."""
     throws = getattr(execution.task, "throws", ()) or ()
-    if throws and isinstance(error, throws):
-        logger.info("Task %s[%s] raised expected: %r", name, execution.id, error)
-    else:
-        logger.error("Task %s[%s] raised unexpected: %r", name, execution.id, error, exc_info=error)
+    expected = bool(throws) and isinstance(ending.error, throws)
+    context = _context(execution, ending)
+    context["description"] = "raised expected" if expected else "raised unexpected"
+    _traced.log(
+        logging.INFO if expected else logging.ERROR,
+        "Task %(name)s[%(id)s] %(description)s: %(exc)s",
+        context,
+        exc_info=None if expected else ending.error,
+        extra={"data": context},
+    )
+
+
+def _log_other(execution: Execution, ending: Ending) -> None:
+    logger, level, words = _WORDS.get(ending.outcome, (_requested, logging.INFO, ending.outcome.name))
+    if not logger.isEnabledFor(level):
+        return
+    context = _context(execution, ending)
+    if ending.outcome is Outcome.RETRIED:
+        context["exc"] = str(ending.error)
+    elif ending.outcome is Outcome.TIMED_OUT:
+        context["limit"] = ending.error.args[0] if ending.error and ending.error.args else "?"
+    logger.log(level, words, context, extra={"data": context})
+
+
+def _context(execution: Execution, ending: Ending) -> dict[str, Any]:
+    return {
+        "hostname": execution.hostname,
+        "id": execution.id,
+        "name": shown_name(execution),
+        "exc": safe_repr(ending.error),
+        "traceback": ending.traceback or "",
+        "args": execution.argsrepr,
+        "kwargs": execution.kwargsrepr,
+        "description": ending.outcome.value,
+        "reason": ending.reason,
+        "internal": False,
+    }

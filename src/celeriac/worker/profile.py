@@ -37,6 +37,7 @@ class TaskProfile:
         "before_start",
         "call",
         "context",
+        "handled",
         "kind",
         "on_failure",
         "on_retry",
@@ -84,6 +85,8 @@ class TaskProfile:
         self.on_failure = _handler(task, "on_failure")
         self.on_retry = _handler(task, "on_retry")
         self.after_return = _handler(task, "after_return")
+        handlers = (self.before_start, self.on_success, self.on_failure, self.on_retry, self.after_return)
+        self.handled = any(handler is not None for handler in handlers)
 
 
 def _kind_of(function: Callable[..., Any]) -> Kind:

@@ -1,32 +1,35 @@
 """Tells everybody how executions go: the record, Celery's signals and events, the task's own handlers, the log, hooks.
 
-The order is Celery's (``celery.app.trace``): prerun, record, ``before_start``, the function; then handler, signal and
-log for the ending, ``after_return``, postrun.
+What belongs to the task's life is called where its function is: see :mod:`celeriac.worker.lifecycle`. The rest is told
+by the worker itself, on the loop.
 """
 
 from __future__ import annotations
 
-import asyncio
-import inspect
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Awaitable, Callable, Sequence
+from datetime import UTC, datetime
 from typing import Any
 
-from billiard.einfo import ExceptionInfo
 from celery import signals, states
 from celery.utils.log import get_logger
 from celery.utils.saferepr import saferepr
 
 from celeriac.hooks import DeliveryReceived, ExecutionFinished, ExecutionStarted, Hook, HookEvent
 from celeriac.protocol.settlement import Outcome
+from celeriac.worker.announce import UserCall, announce, announce_here
 from celeriac.worker.ending import Ending
 from celeriac.worker.execution import Execution
+from celeriac.worker.lifecycle import Lifecycle
 from celeriac.worker.log import log_ending, log_received
-from celeriac.worker.profile import Kind, TaskProfile
+from celeriac.worker.profile import TaskProfile
 
-__all__ = ["Reporter"]
+__all__ = ["Perform", "Reporter"]
 
 logger = get_logger(__name__)
+
+#: Makes calls where the task's function is called: on the loop, or in its thread.
+Perform = Callable[[Sequence[UserCall]], Awaitable[None]]
 
 _EVENTS = {
     Outcome.SUCCEEDED: "task-succeeded",
@@ -47,127 +50,103 @@ class Reporter:
     def __init__(self, consumer: Any, hooks: Sequence[Hook] = ()) -> None:
         self._consumer = consumer
         self._hooks = hooks
+        self._lifecycle = Lifecycle(consumer.app.loader)
         self.send_event: Callable[[], Callable[..., None] | None] = lambda: None
         self.totals: Counter[str] = Counter()
 
-    def received(self, execution: Execution) -> None:
-        """A delivery was taken."""
+    def is_followed(self, profile: TaskProfile) -> bool:
+        """Whether anything besides the function is to be called where the function is."""
+        return self._lifecycle.is_followed(profile)
+
+    async def received(self, execution: Execution, *, revoked: bool = False) -> None:
+        """A delivery was taken. Of one that will not run, Celery tells the log alone."""
         log_received(execution)
-        if signals.task_received.receivers:
-            signals.task_received.send(sender=self._consumer, request=execution)
-        if send := self.send_event():
-            message = execution.message
-            send(
-                "task-received",
-                uuid=execution.id,
-                name=message.task,
-                args=execution.argsrepr,
-                kwargs=execution.kwargsrepr,
-                root_id=message.root_id,
-                parent_id=message.parent_id,
-                retries=message.retries,
-                eta=message.eta and message.eta.isoformat(),
-                expires=message.expires and message.expires.isoformat(),
-            )
         if self._hooks:
             delivery = execution.delivery
             self._observe(DeliveryReceived(execution.id, execution.name, delivery.queue, delivery.deliveries))
+        message = execution.message
+        if revoked or execution.task is None or (message.expires and message.expires <= datetime.now(UTC)):
+            return
+        if signals.task_received.receivers:
+            await announce(signals.task_received, self._consumer, request=execution)
+        self._send(
+            execution,
+            "task-received",
+            lambda: {
+                "name": message.task,
+                "args": execution.argsrepr,
+                "kwargs": execution.kwargsrepr,
+                "root_id": message.root_id,
+                "parent_id": message.parent_id,
+                "retries": message.retries,
+                "eta": message.eta and message.eta.isoformat(),
+                "expires": message.expires and message.expires.isoformat(),
+            },
+        )
 
-    async def starting(self, execution: Execution, profile: TaskProfile) -> None:
+    async def refused(self, message: Any, error: BaseException) -> None:
+        """A message was no task's: Celery's ``task_rejected``."""
+        await announce(signals.task_rejected, self._consumer, message=message, exc=error)
+
+    async def starting(self, execution: Execution, profile: TaskProfile, perform: Perform) -> None:
         """The function is next."""
         self.totals[execution.name] += 1
-        message = execution.message
-        if signals.task_prerun.receivers:
-            signals.task_prerun.send(
-                sender=profile.task,
-                task_id=execution.id,
-                task=profile.task,
-                args=message.args,
-                kwargs=message.kwargs,
-            )
+        followed = self._lifecycle.is_followed(profile)
+        if followed:
+            await perform(self._lifecycle.preparing(execution, profile))
         if profile.track_started and execution.records.recording:
             execution.records.add(execution.transition(states.STARTED))
-        if send := self.send_event():
-            send("task-started", uuid=execution.id)
+        self._send(execution, "task-started", dict)
         if self._hooks:
-            self._observe(ExecutionStarted(execution.id, execution.name, message.retries))
-        if profile.before_start is not None:
-            await _call(profile, profile.before_start, execution.id, message.args, message.kwargs)
+            self._observe(ExecutionStarted(execution.id, execution.name, execution.message.retries))
+        if followed:
+            await perform(self._lifecycle.starting(execution, profile))
 
-    async def concluded(self, execution: Execution, profile: TaskProfile, ending: Ending) -> None:
-        """The ending is recorded. A handler that raises changes nothing any more: it is logged."""
-        message = execution.message
-        arguments = (execution.id, message.args, message.kwargs)
-        if ending.succeeded:
-            if profile.on_success is not None:
-                await self._handle(profile, profile.on_success, ending.value, *arguments)
-            if signals.task_success.receivers:
-                signals.task_success.send(sender=profile.task, result=ending.value, runtime=execution.runtime)
-        elif (ending.failed or ending.state == states.RETRY) and ending.error is not None:
-            await self._unsuccessful(execution, profile, ending, arguments)
-        if ending.state in (states.SUCCESS, states.FAILURE) and profile.after_return is not None:
-            value = ending.value if ending.succeeded else ending.error
-            await self._handle(profile, profile.after_return, ending.state, value, *arguments, None)
-        if signals.task_postrun.receivers:
-            signals.task_postrun.send(
-                sender=profile.task,
-                task_id=execution.id,
-                task=profile.task,
-                args=message.args,
-                kwargs=message.kwargs,
-                retval=ending.value if ending.succeeded else ending.error,
-                state=ending.state or states.IGNORED,
-            )
-
-    async def _unsuccessful(
-        self, execution: Execution, profile: TaskProfile, ending: Ending, arguments: tuple[Any, ...]
+    async def concluded(
+        self, execution: Execution, profile: TaskProfile, ending: Ending, perform: Perform
     ) -> None:
-        error = ending.error
-        retrying = ending.state == states.RETRY
-        handler = profile.on_retry if retrying else profile.on_failure
-        signal = signals.task_retry if retrying else signals.task_failure
-        if handler is None and not signal.receivers:
-            return
-        einfo = ExceptionInfo((type(error), error, error.__traceback__ if error else None))
-        if handler is not None:
-            reported = (getattr(error, "exc", None) or error) if retrying else error
-            await self._handle(profile, handler, reported, *arguments, einfo)
-        if retrying:
-            signals.task_retry.send(sender=profile.task, request=execution.request, reason=error, einfo=einfo)
-        else:
-            signals.task_failure.send(
-                sender=profile.task,
-                task_id=execution.id,
-                exception=error,
-                args=arguments[1],
-                kwargs=arguments[2],
-                traceback=error.__traceback__ if error else None,
-                einfo=einfo,
-            )
+        """The ending is recorded."""
+        ending.runtime = execution.runtime
+        if self._lifecycle.is_followed(profile):
+            await perform(self._lifecycle.closing(execution, profile, ending))
 
     def ended(self, execution: Execution, ending: Ending) -> None:
         """The message is settled."""
         log_ending(execution, ending)
         event = _EVENTS.get(ending.outcome)
-        if event is not None and (send := self.send_event()):
-            send(event, uuid=execution.id, **_event_fields(execution, ending))
+        if event is not None:
+            self._send(execution, event, lambda: _event_fields(execution, ending))
         if ending.outcome in (Outcome.REVOKED, Outcome.EXPIRED) and signals.task_revoked.receivers:
-            signals.task_revoked.send(
-                sender=execution.task,
-                request=execution,
+            announce_here(
+                signals.task_revoked,
+                execution.task,
+                request=execution.request,
                 terminated=execution.started,
-                signum=None,
+                signum=_signum(execution, ending),
                 expired=ending.outcome is Outcome.EXPIRED,
             )
+        if execution.task is None and execution.delivery.deliveries <= 1:
+            self._unknown(execution, ending)
         if self._hooks:
             state = ending.state or ending.outcome.name
-            self._observe(ExecutionFinished(execution.id, execution.name, state, execution.runtime))
+            self._observe(ExecutionFinished(execution.id, execution.name, state, ending.runtime))
 
-    async def _handle(self, profile: TaskProfile, handler: Callable[..., Any], *arguments: Any) -> None:
-        try:
-            await _call(profile, handler, *arguments)
-        except (Exception, asyncio.CancelledError):
-            logger.exception("Task %s: %s raised", profile.task.name, handler.__name__)
+    def _unknown(self, execution: Execution, ending: Ending) -> None:
+        """Celery's ``task_unknown``: once for each message, however often it is offered again."""
+        if ending.outcome in (Outcome.UNKNOWN_TASK, Outcome.EXHAUSTED) and signals.task_unknown.receivers:
+            announce_here(
+                signals.task_unknown,
+                self._consumer,
+                message=execution.message,
+                exc=ending.error,
+                name=execution.name,
+                id=execution.id,
+            )
+
+    def _send(self, execution: Execution, event: str, fields: Callable[[], dict[str, Any]]) -> None:
+        send = self.send_event()
+        if send is not None and (execution.task is None or execution.task.send_events):
+            send(event, uuid=execution.id, **fields())
 
     def _observe(self, event: HookEvent) -> None:
         for hook in self._hooks:
@@ -177,21 +156,21 @@ class Reporter:
                 logger.exception("The hook %r failed.", hook)
 
 
-async def _call(profile: TaskProfile, handler: Callable[..., Any], *arguments: Any) -> None:
-    """Call a handler where the task itself runs: what goes with a ``def`` task may block, so it gets a thread."""
-    if profile.kind is Kind.FUNCTION and not inspect.iscoroutinefunction(handler):
-        await asyncio.to_thread(handler, *arguments)
-        return
-    result = handler(*arguments)
-    if inspect.isawaitable(result):
-        await result
-
-
 def _event_fields(execution: Execution, ending: Ending) -> dict[str, Any]:
     if ending.succeeded:
-        return {"result": saferepr(ending.value, 1024), "runtime": execution.runtime}
+        shown = saferepr(ending.value, getattr(execution.task, "resultrepr_maxsize", 1024))
+        return {"result": shown, "runtime": ending.runtime}
     if ending.outcome is Outcome.REVOKED or ending.outcome is Outcome.EXPIRED:
-        return {"terminated": execution.started, "signum": None, "expired": ending.outcome is Outcome.EXPIRED}
+        return {
+            "terminated": execution.started,
+            "signum": _signum(execution, ending),
+            "expired": ending.outcome is Outcome.EXPIRED,
+        }
     if ending.outcome in (Outcome.REJECTED, Outcome.REJECTED_REQUEUE):
         return {"requeue": ending.outcome is Outcome.REJECTED_REQUEUE}
     return {"exception": saferepr(ending.error), "traceback": ending.traceback}
+
+
+def _signum(execution: Execution, ending: Ending) -> int | None:
+    """The signal that the task was terminated with, by remote control."""
+    return getattr(ending.error, "signum", None) if execution.started else None
