@@ -13,13 +13,14 @@ from celery.backends.base import BaseBackend
 from celery.exceptions import TimeoutError as CeleryTimeoutError
 from celery.result import result_from_tuple
 
+from celeriac.backends.chords import ChordBackend
 from celeriac.backends.recording import RecordingBackend
 from celeriac.stores.rows import Row
 
 __all__ = ["RecordBackend"]
 
 
-class RecordBackend(RecordingBackend, BaseBackend):  # type: ignore[misc]
+class RecordBackend(RecordingBackend, ChordBackend, BaseBackend):  # type: ignore[misc]
     """Keeps Celery's promises over the records that the asyncio side of the app reads and writes, too.
 
     Semantics are those of Celery's result backends: an unknown id is ``PENDING``, a ``SUCCESS`` is final.

@@ -1,0 +1,116 @@
+"""Chords of stock workers with processes of their own on one SQLite file: counted, with nobody who polls."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import celery
+import pytest
+from celery.exceptions import ChordError
+from tests.acceptance.processes import Launcher, Process
+
+_APP = """
+import os, pathlib, signal
+import celery
+from celery.signals import before_task_publish
+from celeriac.transports import register
+
+register()
+here = pathlib.Path(__file__).parent
+url = f"sqlite:///{here}/celery.db"
+app = celery.Celery("stock", broker=url, backend=url, set_as_current=False)
+app.conf.update(
+    task_acks_late=True, worker_prefetch_multiplier=1, broker_connection_retry_on_startup=True,
+    broker_transport_options={"visibility_timeout": 2}, result_chord_join_timeout=5.0,
+)
+
+@app.task(name="add", shared=False)
+def add(x, y):
+    if y < 0:
+        raise ValueError("unlucky", x)
+    return x + y
+
+@app.task(name="total", shared=False)
+def total(numbers):
+    return sum(sum(each) if isinstance(each, list) else each for each in numbers)
+
+@app.task(name="note", shared=False)
+def note(request, error, traceback):
+    (here / "noted").write_text(f"{request.id} {error}")
+
+@app.task(name="widen", shared=False, bind=True)
+def widen(self, x):
+    if x < 3:
+        self.add_to_chord(widen.s(x + 1))
+    return x
+
+@before_task_publish.connect(weak=False)
+def die(sender=None, **_):
+    if sender == "total" and (here / "bomb").exists():
+        os.killpg(os.getppid(), signal.SIGKILL)
+        signal.pause()
+"""
+
+
+@pytest.fixture
+def app(tmp_path: Path) -> Iterator[Any]:
+    (tmp_path / "stock.py").write_text(_APP)
+    namespace: dict[str, Any] = {"__file__": str(tmp_path / "stock.py"), "__name__": "stock"}
+    exec(compile(_APP, "stock.py", "exec"), namespace)
+    yield namespace["app"]
+    namespace["app"].close()
+
+
+@pytest.fixture
+def start(tmp_path: Path) -> Iterator[Callable[[], Process]]:
+    launcher = Launcher()
+
+    def worker() -> Process:
+        options = ["-P", "prefork", "-c", "3", "--loglevel=info", "--without-gossip", "--without-mingle"]
+        started = launcher.start(
+            [sys.executable, "-m", "celery", "-A", "stock:app", "worker", *options], cwd=tmp_path
+        )
+        started.wait_for_line(r" ready\.")
+        return started
+
+    yield worker
+    launcher.clean_up()
+
+
+def test_stock_processes_complete_chords_without_polling(
+    app: Any, start: Callable[[], Process], tmp_path: Path
+) -> None:
+    worker = start()
+    add, total, note, widen = (app.tasks[name] for name in ("add", "total", "note", "widen"))
+
+    plain = celery.chord((add.s(n, n) for n in range(40)), app=app)(total.s())
+    assert plain.get(timeout=30) == 2 * sum(range(40))
+    nested = celery.chord([add.s(1, 1), celery.group(add.s(2, 2), add.s(3, 3), app=app)], app=app)(total.s())
+    assert nested.get(timeout=30) == 12
+    chained = celery.chain(celery.group(add.s(1, 1), add.s(2, 2), app=app), total.s(), add.s(100), app=app)()
+    assert chained.get(timeout=30) == 106
+    grown = celery.chord([widen.s(0), widen.s(3)], app=app)(total.s())
+    assert grown.get(timeout=30) == 0 + 1 + 2 + 3 + 3
+
+    failing = celery.chord([add.s(1, 1), add.s(1, -1)], app=app)(total.s().on_error(note.s()))
+    with pytest.raises(ChordError, match=r"Dependency .* raised ValueError\('unlucky', 1\)"):
+        failing.get(timeout=30)
+    assert (tmp_path / "noted").read_text().startswith(f"{failing.id} Dependency")
+
+    assert "chord_unlock" not in worker.output.partition(" ready.")[2]
+
+
+def test_a_worker_that_dies_before_the_body_is_published_does_not_lose_the_chord(
+    app: Any, start: Callable[[], Process], tmp_path: Path
+) -> None:
+    (tmp_path / "bomb").touch()
+    worker = start()
+    add, total = (app.tasks[name] for name in ("add", "total"))
+    chord = celery.chord([add.s(n, n) for n in range(3)], app=app)(total.s())
+    worker.wait(30)
+    (tmp_path / "bomb").unlink()
+    start()
+    assert chord.get(timeout=40) == 6
