@@ -1,0 +1,62 @@
+"""One app with both kinds of task: what waits goes to the queue ``default``, what computes to ``cpu``."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import time
+
+from celery import current_task
+
+from celeriac import Celery
+
+celery = Celery("crossing")
+celery.conf.update(
+    celeriac_lease=2.0,
+    task_default_queue="default",
+    task_routes={"cpu.*": {"queue": "cpu"}},
+)
+
+
+@celery.task(name="io.add")
+async def add(x: int, y: int) -> int:
+    await asyncio.sleep(0.01)
+    return x + y
+
+
+@celery.task(name="io.total")
+async def total(numbers: list[int]) -> int:
+    return sum(numbers)
+
+
+@celery.task(name="io.place")
+async def place() -> tuple[int, str]:
+    return os.getpid(), current_task.request.hostname
+
+
+@celery.task(name="cpu.square")
+def square(x: int) -> int:
+    return sum(x for _ in range(x))
+
+
+@celery.task(name="cpu.place")
+def cpu_place() -> tuple[int, str]:
+    return os.getpid(), current_task.request.hostname
+
+
+@celery.task(name="cpu.coroutine_place")
+async def coroutine_place() -> tuple[int, str]:
+    await asyncio.sleep(0.01)
+    return os.getpid(), current_task.request.hostname
+
+
+@celery.task(name="cpu.stuck", acks_on_timeout=True)
+def stuck(seconds: float) -> None:
+    """Inside a call into C, where no exception can be raised."""
+    time.sleep(seconds)
+
+
+@celery.task(name="io.stuck_thread")
+def stuck_thread(seconds: float) -> int:
+    time.sleep(seconds)
+    return os.getpid()
