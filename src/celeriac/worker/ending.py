@@ -11,7 +11,7 @@ from celery.exceptions import Ignore, Reject, Retry, TaskRevokedError, TimeLimit
 from celery.utils.saferepr import saferepr
 from pydantic_core import to_jsonable_python
 
-from celeriac.brokers.base import Publication
+from celeriac.calls import Call
 from celeriac.errors import CeleriacError, ContentDisallowed, MalformedMessage
 from celeriac.protocol.codec import dumps
 from celeriac.protocol.settlement import Outcome
@@ -38,7 +38,7 @@ class Ending:
     reason: str = ""
     result: str | None = None
     traceback: str | None = None
-    retries: tuple[Publication, ...] = ()
+    retries: tuple[Call, ...] = ()
     runtime: float = 0.0
 
     def become(self, other: Ending) -> None:

@@ -20,6 +20,7 @@ from kombu.exceptions import EncodeError
 from kombu.messaging import Producer
 from kombu.utils.encoding import safe_repr
 
+from celeriac.worker.announce import announce_here
 from celeriac.worker.compat import jsonify, load_average, utcoffset, worker_state
 from celeriac.worker.connected import ConnectedThread
 
@@ -77,6 +78,16 @@ class EventPublisher(ConnectedThread):
         self._dropped = False
         self._announced = False
         self._next_heartbeat = 0.0
+
+    @property
+    def eventer(self) -> EventPublisher:
+        """What receivers of ``heartbeat_sent`` know of its sender, ``celery.worker.heartbeat.Heart``."""
+        return self
+
+    @property
+    def interval(self) -> float | None:
+        """Seconds between heartbeats, likewise."""
+        return self._interval
 
     def send_event(self, type: str, /, **fields: Any) -> None:  # noqa: A002 - Celery's name for it
         """Queue one event with the fields that Celery documents for it; never blocks, never raises."""
@@ -168,7 +179,7 @@ class EventPublisher(ConnectedThread):
         self._announced = True
 
     def _publish_worker_event(self, producer: Any, event: str) -> None:
-        heartbeat_sent.send(sender=self)
+        announce_here(heartbeat_sent, self)
         fields = {
             "freq": self._interval,
             **self._load(),

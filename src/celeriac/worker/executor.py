@@ -16,11 +16,12 @@ from celery.canvas import Signature
 from celery.exceptions import WorkerLostError
 from celery.utils.log import get_logger
 
-from celeriac.brokers.base import Publication, Settlement
-from celeriac.calls import CallBuilder, NotNative
+from celeriac.brokers.base import Settlement
+from celeriac.calls import Call, CallBuilder, NotNative
 from celeriac.compat import enter_execution, pop_task, push_task
 from celeriac.protocol.codec import dumps
 from celeriac.protocol.settlement import Action, Outcome, decide
+from celeriac.publisher import signal_after, signal_before
 from celeriac.worker.announce import perform
 from celeriac.worker.ending import Ending, HandedBack, ending_of
 from celeriac.worker.execution import Execution
@@ -196,21 +197,24 @@ class Executor:
             await self._successors.after_failure(execution, ending)
         await self._reporter.concluded(execution, profile, ending, _performer(thread))
 
-    async def _prepare_retries(self, execution: Execution) -> tuple[Publication, ...]:
-        """The messages of the next attempts, to be published with the settlement of this one."""
-        publications = []
+    async def _prepare_retries(self, execution: Execution) -> tuple[Call, ...]:
+        """The calls of the next attempts, to be published with the settlement of this one."""
+        calls = []
         for signature in execution.held_retries:
             try:
-                publications.append(self._calls.build_retry(signature).publication)
+                call = self._calls.build_retry(signature)
             except NotNative:
                 await asyncio.to_thread(Signature.apply_async, signature)
+                continue
             except TypeError:
                 # ``self.retry(args=…)`` may bring what ``enqueue`` takes, and JSON does not.
                 signature.args, signature.kwargs = execution.task.schema.dump(
                     signature.args, signature.kwargs
                 )
-                publications.append(self._calls.build_retry(signature).publication)
-        return tuple(publications)
+                call = self._calls.build_retry(signature)
+            signal_before(call)
+            calls.append(call)
+        return tuple(calls)
 
     @staticmethod
     def _encode(execution: Execution, profile: TaskProfile, value: Any) -> str | None:
@@ -236,10 +240,15 @@ class Executor:
         execution.acknowledged = True
 
     async def _settle(self, execution: Execution, ending: Ending) -> None:
+        await self._settle_message(execution, ending)
+        for call in ending.retries:
+            signal_after(call)
+
+    async def _settle_message(self, execution: Execution, ending: Ending) -> None:
         profile = self._profiles.get(execution.name)
         if execution.acknowledged:
             if ending.retries:
-                await self._settler.publish(ending.retries)
+                await self._settler.publish([call.publication for call in ending.retries])
             return
         action = decide(ending.outcome, profile.acks if profile else None)
         if action is Action.ACKNOWLEDGE and not ending.retries:
@@ -255,7 +264,7 @@ class Executor:
                 due=due,
                 counted=ending.outcome is not Outcome.HANDED_BACK,
                 reason=ending.reason,
-                publications=ending.retries,
+                publications=tuple(call.publication for call in ending.retries),
             )
         )
 

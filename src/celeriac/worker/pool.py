@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import os
 from typing import Any
 
 from celery import signals
 from celery.concurrency.base import BasePool
 
+from celeriac.worker.announce import announce_here
 from celeriac.worker.threads import TaskThreads
 
 __all__ = ["EmbeddedPool", "TaskPool"]
@@ -27,13 +29,19 @@ class TaskPool(BasePool):  # type: ignore[misc]
         self.threads = TaskThreads(configured or min(self.limit, _MOST_THREADS))
 
     def on_start(self) -> None:
-        signals.worker_process_init.send(sender=None)
+        announce_here(signals.worker_process_init, self._hostname)
 
     def on_stop(self) -> None:
         self.threads.shutdown()
-        signals.worker_process_shutdown.send(sender=None, pid=None, exitcode=0)
+        announce_here(signals.worker_process_shutdown, self._hostname, pid=os.getpid(), exitcode=0)
 
     on_terminate = on_stop
+
+    @property
+    def _hostname(self) -> str | None:
+        """The worker's node name: Celery gives every pool ``(app, hostname)`` as ``initargs``."""
+        _app, hostname = self.options.get("initargs") or (None, None)
+        return hostname
 
     def grow(self, n: int = 1) -> None:
         """Add slots."""

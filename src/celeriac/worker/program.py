@@ -7,10 +7,12 @@ import os
 import sys
 from typing import Any
 
+from celery import signals
 from celery.apps.worker import Worker as CeleryWorker
 from celery.concurrency import get_implementation
 from celery.utils.log import get_logger
 
+from celeriac.worker.announce import announce_here
 from celeriac.worker.loop import threads_left
 from celeriac.worker.pool import TaskPool
 
@@ -27,6 +29,14 @@ class Worker(CeleryWorker):  # type: ignore[misc]
         super().setup_defaults(concurrency, **options)
         if not concurrency and not self.app.conf.worker_concurrency and _is_ours(self.pool_cls):
             self.concurrency = self.app.settings.concurrency
+
+    def on_consumer_ready(self, consumer: Any) -> None:
+        """As Celery's: say so, and send ``worker_ready``."""
+        if not isinstance(self.pool, TaskPool):
+            super().on_consumer_ready(consumer)
+            return
+        announce_here(signals.worker_ready, consumer)
+        logger.info("%s ready.", self.hostname)
 
     def start(self) -> None:
         """Run until stopped."""

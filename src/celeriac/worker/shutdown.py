@@ -19,6 +19,7 @@ from celery import signals
 from celery.platforms import EX_FAILURE, EX_OK
 from celery.utils.log import get_logger
 
+from celeriac.worker.announce import announce_here
 from celeriac.worker.compat import worker_state
 
 __all__ = ["Shutdown"]
@@ -101,7 +102,7 @@ class Shutdown:
 
     def _announce(self, name: str, how: str, exitcode: int) -> None:
         _say(f"worker: {how} shutdown (MainProcess)")
-        signals.worker_shutting_down.send(sender=self._hostname, sig=name, how=how, exitcode=exitcode)
+        announce_here(signals.worker_shutting_down, self._hostname, sig=name, how=how, exitcode=exitcode)
 
 
 def _say(text: str) -> None:
