@@ -106,6 +106,19 @@ class ArgumentSchema:
         except ValueError as exc:
             raise self._invalid(args, kwargs, "dump", exc) from exc
 
+    def prepare(
+        self, args: Sequence[Any], kwargs: Mapping[str, Any], serializer: str | None = None
+    ) -> tuple[Sequence[Any], Mapping[str, Any]]:
+        """A call's arguments as they are given to a serializer: JSON values, and to pickle the values as they are.
+
+        Raises:
+            InvalidArguments: As :meth:`dump` does; for pickle, only when the call does not fit the signature.
+        """
+        if serializer != "pickle":
+            return self.dump(args, kwargs)
+        self._converters(args, kwargs)
+        return args, kwargs
+
     def load(self, args: Sequence[Any], kwargs: Mapping[str, Any]) -> tuple[tuple[Any, ...], dict[str, Any]]:
         """The arguments to call the function with, from JSON values; injected ones are left to the caller.
 

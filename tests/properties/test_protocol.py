@@ -11,7 +11,9 @@ from kombu.utils import json as kombu_json
 
 from celeriac.errors import MalformedMessage
 from celeriac.protocol import codec, envelope
-from celeriac.protocol.message import Message, TaskMessage, TaskMessageBuilder
+from celeriac.protocol.body import compressed, encode_body, json_body
+from celeriac.protocol.builder import TaskMessageBuilder, properties_of
+from celeriac.protocol.message import Message, TaskMessage
 
 scalars = st.none() | st.booleans() | st.integers() | st.floats(allow_nan=False) | st.text()
 tagged = st.datetimes() | st.dates() | st.times() | st.uuids() | st.decimals(allow_nan=False) | st.binary()
@@ -25,6 +27,7 @@ values = st.recursive(
     lambda inner: st.lists(inner, max_size=4) | st.dictionaries(st.text(), inner, max_size=4),
     max_leaves=12,
 )
+PICKLE = "application/x-python-serialize"
 identifiers = st.text(st.characters(codec="utf-8"), min_size=1, max_size=50)
 counts = st.integers(0, 2**31 - 1)
 
@@ -123,7 +126,7 @@ def test_an_envelope_opens_to_what_was_put_in(
     args=st.lists(values, max_size=4),
     kwargs=st.dictionaries(st.text(), values, max_size=4),
     retries=counts,
-    group_id=st.none() | identifiers,
+    group=st.none() | identifiers,
     group_index=st.none() | counts,
     limits=st.tuples(st.none() | st.floats(0.001, 1e6), st.none() | st.integers(1, 10**6)),
     eta=st.none() | st.datetimes().map(lambda eta: eta.isoformat() + "+00:00"),
@@ -133,14 +136,12 @@ def test_an_envelope_opens_to_what_was_put_in(
 def test_a_built_message_reads_as_it_was_built(
     task_id: str, name: str, args: Any, kwargs: Any, limits: Any, eta: str | None, **options: Any
 ) -> None:
+    priority = options.pop("priority")
     message = TaskMessageBuilder(name, origin="me").build(
         task_id,
-        args_json=codec.dumps(args),
-        kwargs_json=codec.dumps(kwargs),
-        time_limit=limits[0],
-        soft_time_limit=limits[1],
-        eta=eta,
-        **options,
+        json_body(codec.dumps(args), codec.dumps(kwargs)),
+        properties_of(task_id, priority=priority),
+        {"timelimit": limits, "eta": eta, **options},
     )
     none = {"callbacks": None, "errbacks": None, "chain": None, "chord": None}
     assert message.body == kombu_json.dumps([args, kwargs, none]).encode()
@@ -152,9 +153,50 @@ def test_a_built_message_reads_as_it_was_built(
     assert [read.args, read.kwargs] == kombu_json.loads(kombu_json.dumps([args, kwargs]))
     assert (read.time_limit, read.soft_time_limit) == limits
     assert (read.eta and read.eta.isoformat()) == eta
-    priority = options.pop("priority")
     assert read.priority == (priority or 0)  # as in kombu, an envelope has one in any case
+    assert read.group_id == options.pop("group")
     assert {name: getattr(read, name) for name in options} == options
+
+
+#: What the binary serializers, and YAML's safe one, can all express.
+portable = st.recursive(
+    st.none()
+    | st.booleans()
+    | st.integers(-(2**63), 2**63)
+    | st.floats(allow_nan=False)
+    | st.text("aż\U0001f422 '\"\\\n:-"),
+    lambda inner: st.lists(inner, max_size=4) | st.dictionaries(st.text("aż"), inner, max_size=4),
+    max_leaves=8,
+)
+EVERYTHING = frozenset(["application/json", "application/x-msgpack", "application/x-yaml", PICKLE])
+
+
+@given(
+    args=st.lists(portable, max_size=3),
+    kwargs=st.dictionaries(st.text("aż", min_size=1), portable, max_size=3),
+    serializer=st.sampled_from(["json", "msgpack", "yaml", "pickle"]),
+    compression=st.none() | st.sampled_from(["gzip", "bzip2", "lzma"]),
+)
+def test_every_serializer_and_compression_brings_back_what_it_was_given(
+    args: Any, kwargs: Any, serializer: str, compression: str | None
+) -> None:
+    body = encode_body(args, kwargs, {"chain": [{"task": "next"}]}, serializer)
+    if compression is not None:
+        body = compressed(body, compression)
+    message = TaskMessageBuilder("task", origin="me").build("1", body, properties_of("1"), {})
+    text = envelope.encode(message, exchange="", routing_key="q", delivery_tag="tag")
+    read = TaskMessage.from_message(envelope.decode(text), EVERYTHING)
+    assert [read.args, read.kwargs, read.chain] == [args, kwargs, [{"task": "next"}]]
+
+
+@given(st.lists(values | st.builds(object) | st.sets(st.integers(), max_size=3), max_size=4))
+def test_a_record_can_show_any_arguments(args: Any) -> None:
+    shown = json.loads(codec.dumps_record(args))
+    assert len(shown) == len(args)
+    assert codec.dumps_record(args) == codec.dumps_record(args)
+    assert [text for value, text in zip(args, shown, strict=True) if type(value) is object] == [
+        repr(value) for value in args if type(value) is object
+    ]
 
 
 @settings(max_examples=200)
@@ -204,7 +246,7 @@ def test_any_envelope_reads_as_a_task_or_is_malformed(content: Any) -> None:
 def test_any_headers_and_body_read_as_a_task_or_are_malformed(
     headers: Any, body: Any, properties: Any
 ) -> None:
-    good = TaskMessageBuilder("task", origin="me").build("1")
+    good = TaskMessageBuilder("task", origin="me").build("1", json_body("[]", "{}"), properties_of("1"), {})
     for all_headers in (headers, {**good.headers, **headers}):
         message = Message(all_headers, {**good.properties, **properties}, json.dumps(body).encode())
         read(envelope.encode(message, exchange="", routing_key="q", delivery_tag="tag"))

@@ -13,6 +13,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 
+from celeriac.protocol.exchanges import Binding
 from celeriac.protocol.message import Message
 from celeriac.protocol.settlement import Action
 
@@ -42,10 +43,12 @@ class Capabilities:
 
 @dataclass(slots=True)
 class Publication:
-    """One message on its way to one queue.
+    """One message on its way to one queue, or, where ``queue`` is empty, to those that an exchange finds for it.
 
     ``due`` is the earliest time of delivery in seconds since the epoch; ``None`` means at once.
     ``priority`` is 0 to 9, higher first, on every broker.
+    ``exchange_type`` and ``bindings`` are what its publisher knows of the exchange; the broker knows more bindings,
+    made by others.
     """
 
     message: Message
@@ -55,6 +58,8 @@ class Publication:
     routing_key: str = ""
     priority: int = 0
     due: float | None = None
+    exchange_type: str = "direct"
+    bindings: tuple[Binding, ...] = ()
 
 
 @dataclass(slots=True)
@@ -136,7 +141,18 @@ class Broker(ABC):
 
     @abstractmethod
     async def publish(self, publications: Sequence[Publication]) -> None:
-        """Store the messages durably, all or none. When it returns, they are the broker's."""
+        """Store the messages durably, all or none. When it returns, they are the broker's.
+
+        Raises ``celery.exceptions.QueueNotFound`` for a message to an exchange that would reach no queue.
+        """
+
+    @abstractmethod
+    async def bind(self, bindings: Sequence[Binding]) -> None:
+        """Let queues have what is published to exchanges, by whichever process."""
+
+    @abstractmethod
+    async def bindings(self, exchange: str) -> Sequence[Binding]:
+        """The bindings of an exchange, whoever made them."""
 
     @abstractmethod
     async def receive(self, queues: Sequence[str], limit: int) -> Received:

@@ -10,9 +10,12 @@ from collections.abc import Callable, Collection, Sequence
 
 from celeriac.brokers import rows
 from celeriac.brokers.base import Broker, Capabilities, DeadLetter, Publication, Received, Settlement
+from celeriac.brokers.exchanges import settlements_to_queues, to_queues
 from celeriac.brokers.memory_queues import MemoryQueues
+from celeriac.brokers.memory_topology import MemoryTopology
 from celeriac.brokers.waiting import until_due
 from celeriac.errors import BrokerUnavailable
+from celeriac.protocol.exchanges import Binding
 
 __all__ = ["MemoryBroker", "MemoryQueues"]
 
@@ -30,6 +33,7 @@ class MemoryBroker(Broker):
     def __init__(self, name: str = "", *, lease: float = 30.0) -> None:
         self.lease = lease
         self._shared = MemoryQueues.named(name)
+        self._topology = MemoryTopology.named(name)
         self._opened = False
         self._turn = 0
 
@@ -49,7 +53,20 @@ class MemoryBroker(Broker):
 
     async def publish(self, publications: Sequence[Publication]) -> None:
         """Keep the messages. Raises TypeError for headers that JSON cannot express."""
+        if not all(each.queue for each in publications):
+            publications = await to_queues(self.bindings, publications)
         self._queues.insert(rows.drafts(publications))
+
+    async def bind(self, bindings: Sequence[Binding]) -> None:
+        """Remember bindings as long as the process lives."""
+        with self._topology.lock:
+            for each in bindings:
+                self._topology.bind(each)
+
+    async def bindings(self, exchange: str) -> Sequence[Binding]:
+        """The bindings of an exchange."""
+        with self._topology.lock:
+            return [each for each in self._topology.bindings.values() if each.exchange == exchange]
 
     async def receive(self, queues: Sequence[str], limit: int) -> Received:
         """Lease up to ``limit`` messages, fairly from the queues."""
@@ -90,6 +107,7 @@ class MemoryBroker(Broker):
 
     async def settle(self, settlements: Sequence[Settlement]) -> Collection[str]:
         """End deliveries and publish what comes of them in one step. Returns the void tags."""
+        settlements = await settlements_to_queues(self.bindings, settlements)
         now = time.time()
         endings = [rows.ending(settlement, now) for settlement in settlements]
         return self._queues.settle(endings, rows.successors(settlements))

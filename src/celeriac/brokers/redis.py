@@ -11,15 +11,27 @@ import math
 import secrets
 import time
 from collections.abc import Collection, Mapping, Sequence
+from dataclasses import replace
 from typing import Any
+from uuid import uuid4
 
 from celeriac.brokers.base import Broker, DeadLetter, Delivery, Publication, Received, Settlement
+from celeriac.brokers.exchanges import to_queues
+from celeriac.brokers.redis_exchanges import ExchangeLayout, to_listeners
 from celeriac.brokers.redis_keys import Layout, script
-from celeriac.brokers.redis_messages import Tags, dead_letter, deliveries, draft_batch, settle_arguments
+from celeriac.brokers.redis_messages import (
+    Tags,
+    dead_letter,
+    deliveries,
+    draft_batch,
+    envelope_of,
+    settle_arguments,
+)
 from celeriac.brokers.redis_stock import StockRestorer
 from celeriac.brokers.redis_tending import Tender
 from celeriac.brokers.redis_waiting import Waiting
 from celeriac.errors import BrokerUnavailable
+from celeriac.protocol.exchanges import Binding
 from celeriac.protocol.settlement import Action
 from celeriac.redis.link import Link
 from celeriac.redis.scripts import Script
@@ -64,6 +76,7 @@ class RedisBroker(Broker):
         self.lease = lease
         self._server = Server.from_url(url, options)
         self._layout = Layout(options, self._server.db)
+        self._exchanges = ExchangeLayout(self._layout, options, self._server.db)
         self._tags = Tags(self._layout)
         self._opening = asyncio.Lock()
         self._opened: Link | None = None
@@ -107,6 +120,8 @@ class RedisBroker(Broker):
     async def publish(self, publications: Sequence[Publication]) -> None:
         """Store the messages, all or none. Raises TypeError for headers that JSON cannot express."""
         link = self._link
+        if not all(each.queue for each in publications):
+            publications = await self._through_exchanges(publications)
         if not publications:
             return
         batch = draft_batch(publications, self._layout)
@@ -119,6 +134,27 @@ class RedisBroker(Broker):
         await self._run(_PUBLISH, *batch.arguments())
         if batch.delayed:
             self._tender.expect(min(due for _, _, due, _ in batch.delayed))
+
+    async def _through_exchanges(self, publications: Sequence[Publication]) -> Sequence[Publication]:
+        """Tell the listeners of fanout exchanges, and return what is for queues."""
+        queued, heard = to_listeners(publications)
+        queued = await to_queues(self.bindings, queued)
+        for each in heard:
+            text = envelope_of(each, self._layout, uuid4().hex)[1]
+            await self._link.send("PUBLISH", self._exchanges.channel_of(each), text)
+        return queued
+
+    async def bind(self, bindings: Sequence[Binding]) -> None:
+        """Remember bindings where kombu looks for them."""
+        for each in bindings:
+            member = self._exchanges.member(each)
+            for table in self._exchanges.tables_of(each.exchange):
+                await self._link.send("SADD", table, member)
+
+    async def bindings(self, exchange: str) -> Sequence[Binding]:
+        """The bindings of an exchange."""
+        members = await self._link.send("SMEMBERS", self._exchanges.tables_of(exchange)[0])
+        return [self._exchanges.binding(exchange, member) for member in members]
 
     async def receive(self, queues: Sequence[str], limit: int) -> Received:
         """Lease up to ``limit`` messages: the highest priorities first, and fairly from the queues."""
@@ -182,6 +218,11 @@ class RedisBroker(Broker):
         """End deliveries and publish what comes of them, all in one step. Returns the void tags."""
         if not settlements:
             return ()
+        if any(not new.queue for each in settlements for new in each.publications):
+            settlements = [
+                replace(each, publications=tuple(await self._through_exchanges(each.publications)))
+                for each in settlements
+            ]
         try:
             void = await self._settle(settlements)
         except BaseException:

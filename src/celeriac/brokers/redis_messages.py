@@ -14,7 +14,16 @@ from celeriac.errors import MalformedMessage
 from celeriac.protocol import envelope, fields
 from celeriac.protocol.settlement import Action
 
-__all__ = ["Batch", "Tags", "dead_letter", "deliveries", "draft_batch", "priority_of", "settle_arguments"]
+__all__ = [
+    "Batch",
+    "Tags",
+    "dead_letter",
+    "deliveries",
+    "draft_batch",
+    "envelope_of",
+    "priority_of",
+    "settle_arguments",
+]
 
 #: What precedes the delivery count in an envelope, and what that count is while nobody has had the message.
 _MARK = b'{"celeriac-deliveries": '
@@ -58,7 +67,7 @@ def draft_batch(publications: Sequence[Publication], layout: Layout) -> Batch:
         uuid4().hex,
     )  # makes delivery tags unique as kombu's are, at the price of one for all
     for number, publication in enumerate(publications):
-        step, text = _encoded(publication, layout, f"{base}-{number}")
+        step, text = envelope_of(publication, layout, f"{base}-{number}")
         if publication.due is not None:
             batch.delayed.append((publication.queue, step, publication.due, text))
             continue
@@ -71,7 +80,7 @@ def draft_batch(publications: Sequence[Publication], layout: Layout) -> Batch:
     return batch
 
 
-def _encoded(publication: Publication, layout: Layout, delivery_tag: str) -> tuple[str, str]:
+def envelope_of(publication: Publication, layout: Layout, delivery_tag: str) -> tuple[str, str]:
     """The step and the envelope. The step is that of the priority in the envelope, where a stock worker looks."""
     message, queue = publication.message, publication.queue
     text = envelope.encode(
@@ -106,7 +115,7 @@ def settle_arguments(settlements: Sequence[Settlement], layout: Layout) -> list[
         arguments.append(len(each.publications))
         base = uuid4().hex if each.publications else ""
         for number, publication in enumerate(each.publications):
-            step, text = _encoded(publication, layout, f"{base}-{number}")
+            step, text = envelope_of(publication, layout, f"{base}-{number}")
             when = "" if publication.due is None else publication.due
             arguments += (publication.queue, step, when, text)
     return arguments

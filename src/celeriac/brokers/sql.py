@@ -11,8 +11,11 @@ from sqlalchemy.engine import Connection
 
 from celeriac.brokers import rows
 from celeriac.brokers.base import Broker, DeadLetter, Publication, Received, Settlement
+from celeriac.brokers.exchanges import settlements_to_queues, to_queues
 from celeriac.brokers.waiting import until_due
 from celeriac.errors import BrokerUnavailable
+from celeriac.protocol.exchanges import Binding
+from celeriac.sql import bindings as bindings_table
 from celeriac.sql import messages
 from celeriac.sql.database import Database
 from celeriac.sql.engine import absolute_url
@@ -64,10 +67,31 @@ class SQLBroker(Broker):
 
     async def publish(self, publications: Sequence[Publication]) -> None:
         """Store the messages in one transaction. Raises TypeError for headers that JSON cannot express."""
+        if not all(each.queue for each in publications):
+            publications = await to_queues(self.bindings, publications)
         if publications:
             # Encoded here, not in the transaction, which keeps other processes waiting.
             drafts = rows.drafts(publications)
             await self._database.write(lambda connection: messages.insert(connection, drafts))
+
+    async def bind(self, bindings: Sequence[Binding]) -> None:
+        """Remember bindings, where there is something new."""
+
+        def missing(connection: Connection) -> list[Binding]:
+            return [each for each in bindings if not bindings_table.exists(connection, each)]
+
+        def add(connection: Connection) -> None:
+            for each in new:
+                bindings_table.bind(connection, each)
+
+        if new := await self._database.read(missing):
+            await self._database.write(add)
+
+    async def bindings(self, exchange: str) -> Sequence[Binding]:
+        """The bindings of an exchange to queues that live."""
+        now = time.time()
+        rows = await self._database.read(lambda connection: bindings_table.bound(connection, exchange, now))
+        return [Binding(*row[:4]) for row in rows]
 
     async def receive(self, queues: Sequence[str], limit: int) -> Received:
         """Lease up to ``limit`` messages, fairly from the queues."""
@@ -101,6 +125,7 @@ class SQLBroker(Broker):
         """End deliveries and publish what comes of them, all in one transaction. Returns the void tags."""
         if not settlements:
             return ()
+        settlements = await settlements_to_queues(self.bindings, settlements)
         now = time.time()
         endings = [rows.ending(settlement, now) for settlement in settlements]
         drafts = rows.successors(settlements)

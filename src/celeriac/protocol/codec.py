@@ -7,13 +7,13 @@ written and the values read here are the ones of :mod:`kombu.utils.json`; only i
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Collection, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from json.encoder import encode_basestring_ascii
 from typing import TYPE_CHECKING, Any
 
 from kombu import compression, serialization
 from kombu.utils import json as kombu_json
-from pydantic_core import from_json
+from pydantic_core import from_json, to_jsonable_python
 
 from celeriac.errors import ContentDisallowed, MalformedMessage
 from celeriac.protocol.excerpts import excerpt, reason
@@ -29,6 +29,7 @@ __all__ = [
     "deserialize",
     "dumps",
     "dumps_list",
+    "dumps_record",
     "loads",
     "text_json",
     "write_text",
@@ -78,6 +79,44 @@ def dumps_list(values: Sequence[Any]) -> str:
         return f"[{', '.join([_PLAIN[type(value)](value) for value in values])}]"
     except KeyError:
         return _encode(values)
+
+
+#: Characters of what a record shows of a value that JSON cannot express.
+_SHOWN = 1024
+
+
+def dumps_record(value: Any) -> str:
+    """JSON text of arguments for a record, whatever they hold: a model as its fields, and what JSON cannot express as
+    its ``repr``, because another serializer may have carried what this one cannot."""
+    try:
+        return _encode_record(value)
+    except (TypeError, ValueError, RecursionError):  # keys that are no text, and what contains itself
+        if isinstance(value, (list, tuple)):
+            return _encode([_shown(item) for item in value])
+        if isinstance(value, Mapping):
+            return _encode({str(name): _shown(item) for name, item in value.items()})
+        return _encode(_shown(value))
+
+
+def _shown(value: Any) -> str:
+    try:
+        return repr(value)[:_SHOWN]
+    except Exception:  # noqa: BLE001 - a user's class may raise anything
+        return excerpt(value)
+
+
+def _write_record(value: Any) -> Any:
+    try:
+        return write_text(value)
+    except TypeError:
+        pass
+    try:
+        return to_jsonable_python(value, fallback=_shown)
+    except Exception:  # noqa: BLE001 - a user's class may raise anything
+        return _shown(value)
+
+
+_encode_record = json.JSONEncoder(default=_write_record).encode
 
 
 def loads(text: str | bytes | bytearray | memoryview, what: str = "The text") -> Any:

@@ -1,4 +1,4 @@
-"""What travels: one message, its parts, and how a v2 task message is put together.
+"""What travels: one message, and a task message that was received, with its parts.
 
 The fields are those of Celery's "Message Protocol", version 2:
 https://docs.celeryq.dev/en/stable/internals/protocol.html
@@ -14,7 +14,7 @@ from typing import Any
 from celeriac.errors import MalformedMessage
 from celeriac.protocol import codec, fields, v1
 
-__all__ = ["Message", "TaskMessage", "TaskMessageBuilder"]
+__all__ = ["Message", "TaskMessage"]
 
 
 @dataclass(slots=True)
@@ -32,165 +32,6 @@ class Message:
     content_encoding: str = "utf-8"
     #: The headers as JSON, where whoever made the message has them at hand. Who changes the headers clears it.
     headers_json: str | None = None
-
-
-_NO_EMBED = '{"callbacks": null, "errbacks": null, "chain": null, "chord": null}'
-
-
-class TaskMessageBuilder:
-    """Builds the messages of one task: header by header and byte by byte what ``Celery.send_task`` sends as JSON.
-
-    Args:
-        name: The task's name.
-        origin: Who publishes, as ``celery.utils.nodenames.anon_nodename`` names a process.
-    """
-
-    __slots__ = ("_name_json", "_origin_json", "name", "origin")
-
-    def __init__(self, name: str, *, origin: str) -> None:
-        self.name = name
-        self.origin = origin
-        self._name_json = codec.text_json(name)
-        self._origin_json = codec.text_json(origin)
-
-    def build(
-        self,
-        task_id: str,
-        *,
-        args_json: str = "[]",
-        kwargs_json: str = "{}",
-        argsrepr: str | None = None,
-        kwargsrepr: str | None = None,
-        retries: int = 0,
-        eta: str | None = None,
-        expires: str | None = None,
-        time_limit: float | None = None,
-        soft_time_limit: float | None = None,
-        root_id: str | None = None,
-        parent_id: str | None = None,
-        group_id: str | None = None,
-        group_index: int | None = None,
-        shadow: str | None = None,
-        ignore_result: bool | None = False,
-        reply_to: str = "",
-        chain: Sequence[Any] | None = None,
-        chord: Any = None,
-        callbacks: Sequence[Any] | None = None,
-        errbacks: Sequence[Any] | None = None,
-        headers: Mapping[str, Any] | None = None,
-        stamped_headers: Sequence[str] | None = None,
-        stamps: Mapping[str, Any] | None = None,
-        replaced_task_nesting: int = 0,
-        priority: int | None = None,
-        expiration: float | None = None,
-        delivery_mode: int = 2,
-        properties: Mapping[str, Any] | None = None,
-    ) -> Message:
-        """A message that calls the task.
-
-        Args:
-            task_id: The id of this call; also its correlation id.
-            args_json: The positional arguments as :func:`celeriac.protocol.codec.dumps` writes a list.
-            kwargs_json: The keyword arguments, likewise.
-            argsrepr: The positional arguments as logs show them.
-            kwargsrepr: The keyword arguments as logs show them.
-            eta: The earliest time of the call, ISO 8601.
-            expires: The time after which the call is not wanted any more, ISO 8601.
-            time_limit: Seconds after which the task is stopped.
-            soft_time_limit: Seconds after which the task is told to stop.
-            root_id: The first task of the tree; this one if there is none.
-            chain: The rest of the chain, in reverse order.
-            chord: The signature of the body of the chord that the task is a header of.
-            callbacks: Signatures to call with the result.
-            errbacks: Signatures to call on failure.
-            headers: More headers; they win over all that are named here.
-            stamps: The values of ``stamped_headers``.
-            expiration: Seconds after which the broker may drop the message (AMQP's ``expiration``).
-            delivery_mode: AMQP's: 2 is persistent, 1 transient.
-            properties: More properties.
-
-        Raises:
-            TypeError: A signature is nothing that kombu's JSON can express.
-        """
-        all_headers: dict[str, Any] = {
-            "lang": "py",
-            "task": self.name,
-            "id": task_id,
-            "shadow": shadow,
-            "eta": eta,
-            "expires": expires,
-            "group": group_id,
-            "group_index": group_index,
-            "retries": retries,
-            "timelimit": [time_limit, soft_time_limit],
-            "root_id": root_id or task_id,
-            "parent_id": parent_id,
-            "argsrepr": argsrepr,
-            "kwargsrepr": kwargsrepr,
-            "origin": self.origin,
-            "ignore_result": ignore_result,
-            "replaced_task_nesting": replaced_task_nesting,
-            "stamped_headers": stamped_headers,
-            "stamps": stamps or {},
-        }
-        if headers:
-            all_headers.update(headers)
-        return Message(
-            all_headers,
-            _properties(task_id, reply_to, properties, delivery_mode, expiration, priority),
-            _body(args_json, kwargs_json, callbacks, errbacks, chain, chord),
-            headers_json=None if headers else self._plain_headers(all_headers),
-        )
-
-    def _plain_headers(self, headers: Mapping[str, Any]) -> str | None:
-        """What ``json.dumps`` makes of the headers of a call that leaves most of them alone, in a third of the time."""
-        get = headers.__getitem__
-        if get("timelimit") != _NO_LIMITS or get("stamps") or get("replaced_task_nesting"):
-            return None
-        if not (get("shadow") is get("group") is get("group_index") is get("stamped_headers") is None):
-            return None
-        text = codec.text_json
-        return (
-            f'{{"lang": "py", "task": {self._name_json}, "id": {text(headers["id"])}, "shadow": null, '
-            f'"eta": {text(headers["eta"])}, "expires": {text(headers["expires"])}, '
-            f'"group": null, "group_index": null, "retries": {headers["retries"]}, "timelimit": [null, null], '
-            f'"root_id": {text(headers["root_id"])}, "parent_id": {text(headers["parent_id"])}, '
-            f'"argsrepr": {text(headers["argsrepr"])}, "kwargsrepr": {text(headers["kwargsrepr"])}, '
-            f'"origin": {self._origin_json}, "ignore_result": {_TRUTH[headers["ignore_result"]]}, '
-            f'"replaced_task_nesting": 0, "stamped_headers": null, "stamps": {{}}}}'
-        )
-
-
-_NO_LIMITS = [None, None]
-
-_TRUTH = {True: "true", False: "false", None: "null"}
-
-
-def _body(args_json: str, kwargs_json: str, callbacks: Any, errbacks: Any, chain: Any, chord: Any) -> bytes:
-    """What ``json.dumps([args, kwargs, embed])`` gives, without encoding the arguments a second time."""
-    embed = _NO_EMBED
-    if callbacks is not None or errbacks is not None or chain is not None or chord is not None:
-        embed = codec.dumps({"callbacks": callbacks, "errbacks": errbacks, "chain": chain, "chord": chord})
-    return f"[{args_json}, {kwargs_json}, {embed}]".encode()
-
-
-def _properties(
-    task_id: str,
-    reply_to: str,
-    others: Mapping[str, Any] | None,
-    delivery_mode: int,
-    expiration: float | None,
-    priority: int | None,
-) -> dict[str, Any]:
-    properties: dict[str, Any] = {"correlation_id": task_id, "reply_to": reply_to}
-    if others:
-        properties.update(others)
-    properties["delivery_mode"] = delivery_mode
-    if expiration is not None:
-        properties["expiration"] = str(int(expiration * 1000))
-    if priority is not None:
-        properties["priority"] = priority
-    return properties
 
 
 @dataclass(slots=True)

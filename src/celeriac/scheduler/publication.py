@@ -36,8 +36,8 @@ class EntryPublisher:
     def call(self, entry: Any) -> Call | None:
         """The call of a due entry; ``None`` when only Celery's own publishing can do what is asked.
 
-        That is so when queue, records and schedule are not in one database, for options such as ``exchange`` or
-        ``serializer``, and for tasks with an ``apply_async`` of their own. Raises as ``enqueue`` does for arguments.
+        That is so when queue, records and schedule are not in one database, for options such as ``exchange`` and
+        ``routing_key``, and for tasks with an ``apply_async`` of their own. Raises as ``enqueue`` does for arguments.
         """
         if not self._native or self._app.conf.task_always_eager:
             return None
@@ -50,10 +50,14 @@ class EntryPublisher:
         options["headers"] = {**(options.get("headers") or {}), "celery_beat_task": True}
         try:
             if isinstance(task, Task) and task.typing:
-                args, kwargs = task.schema.dump(tuple(args), kwargs)
-            return self._calls.build(entry.task, args, kwargs, options)
+                args, kwargs = task.schema.prepare(
+                    tuple(args), kwargs, options.get("serializer") or task.serializer
+                )
+            call = self._calls.build(entry.task, args, kwargs, options)
         except NotNative:
             return None
+        # What goes to an exchange is not one row in one queue.
+        return call if call.publication.queue else None
 
     @property
     def _calls(self) -> CallBuilder:

@@ -6,7 +6,6 @@ same name. kombu's own ``memory://`` transport is another world, and stays what 
 
 from __future__ import annotations
 
-import threading
 import time
 import weakref
 from collections.abc import Collection, Hashable, Iterable, Sequence
@@ -14,6 +13,7 @@ from typing import Any
 from urllib.parse import quote, unquote, urlsplit
 
 from celeriac.brokers.memory_queues import MemoryQueues
+from celeriac.brokers.memory_topology import MemoryTopology
 from celeriac.sql.messages import Draft, Ending, Taken
 from celeriac.transports import routing, virtual
 from celeriac.transports.storage import Binding, Declaration, Look, Order, QueueOptions, Storage
@@ -21,49 +21,12 @@ from celeriac.transports.storage import Binding, Declaration, Look, Order, Queue
 __all__ = ["MemoryStorage", "Transport"]
 
 
-class _Topology:
-    """The declared queues and bindings that go with the queues of one name."""
-
-    _instances: dict[str, _Topology] = {}
-    _instances_lock = threading.Lock()
-
-    def __init__(self) -> None:
-        self.lock = threading.RLock()
-        self.options: dict[str, QueueOptions] = {}
-        self.used_at: dict[str, float] = {}
-        self.bindings: dict[tuple[str, str, str], Binding] = {}
-
-    @classmethod
-    def named(cls, name: str) -> _Topology:
-        with cls._instances_lock:
-            return cls._instances.setdefault(name, cls())
-
-    def declare(self, queue: str, options: QueueOptions, now: float) -> None:
-        self.options[queue] = options
-        self.used_at[queue] = now
-
-    def bind(self, binding: Binding) -> None:
-        self.bindings[binding.exchange, binding.routing_key, binding.queue] = binding
-
-    def delete(self, queue: str) -> None:
-        self.options.pop(queue, None)
-        self.used_at.pop(queue, None)
-        self.bindings = {key: bound for key, bound in self.bindings.items() if bound.queue != queue}
-
-    def expired(self, now: float) -> list[str]:
-        return [
-            queue
-            for queue, options in self.options.items()
-            if options.expires_after is not None and self.used_at[queue] + options.expires_after < now
-        ]
-
-
 class MemoryStorage(Storage):
     """Messages, queues and bindings in this process. ``on_change`` is called on the thread of a change."""
 
     def __init__(self, name: str, on_change: Any) -> None:
         self._queues = MemoryQueues.named(name)
-        self._topology = _Topology.named(name)
+        self._topology = MemoryTopology.named(name)
         self._changes = 0
         self._on_change = weakref.WeakMethod(on_change)
         self._stop_listening = self._queues.listen(self._changed)

@@ -2,53 +2,19 @@
 
 from __future__ import annotations
 
-import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from datetime import UTC, datetime
-from functools import lru_cache
 from typing import Any
 
-from kombu.transport.virtual.exchange import TopicExchange
 from kombu.utils.json import dumps
 
+from celeriac.protocol.exchanges import QueueOptions, binding, matching
 from celeriac.sql.messages import Draft, Taken
-from celeriac.transports.storage import Binding, QueueOptions
 
 __all__ = ["binding", "draft", "draft_again", "expiry", "matching"]
 
-#: What a fanout binding matches: any routing key, even an empty one.
-_ANYTHING = "^"
-
 #: Seconds after which a message in a queue that may vanish is litter, when the queue has no TTL of its own.
 _LITTER_AFTER = 86_400.0
-
-_topic = TopicExchange(None)
-
-
-def binding(exchange: str, exchange_type: str, routing_key: str, queue: str) -> Binding:
-    """The binding of a queue to an exchange of one of AMQP's types direct, topic and fanout."""
-    pattern = ""
-    if exchange_type == "fanout":
-        pattern = _ANYTHING
-    elif exchange_type == "topic":
-        pattern = _topic.key_to_pattern(routing_key)
-    return Binding(exchange, routing_key, queue, pattern)
-
-
-def matching(bindings: Iterable[Binding], routing_key: str) -> list[str]:
-    """The queues that get a message with this routing key, each once."""
-    return list(dict.fromkeys(bound.queue for bound in bindings if _matches(bound, routing_key)))
-
-
-def _matches(bound: Binding, routing_key: str) -> bool:
-    if bound.pattern:
-        return _compiled(bound.pattern).match(routing_key) is not None
-    return bound.routing_key == routing_key
-
-
-@lru_cache(maxsize=256)
-def _compiled(pattern: str) -> re.Pattern[str]:
-    return re.compile(pattern)
 
 
 def draft(message: Mapping[str, Any], queue: str, now: float) -> Draft:

@@ -10,29 +10,10 @@ from abc import ABC, abstractmethod
 from collections.abc import Collection, Hashable, Iterable, Sequence
 from typing import NamedTuple
 
+from celeriac.protocol.exchanges import Binding, QueueOptions
 from celeriac.sql.messages import Draft, Ending, Taken
 
 __all__ = ["Binding", "Declaration", "Look", "Order", "QueueOptions", "Storage"]
-
-
-class QueueOptions(NamedTuple):
-    """How long a queue lives without use (``x-expires``), and how long a message waits in it (``x-message-ttl``)."""
-
-    expires_after: float | None = None
-    message_ttl: float | None = None
-
-
-class Binding(NamedTuple):
-    """A queue's interest in an exchange.
-
-    ``pattern`` is a regular expression that routing keys match, or empty when they must equal ``routing_key``. So a
-    publisher needs to know nothing about the exchange, whose type is whoever declared it.
-    """
-
-    exchange: str
-    routing_key: str
-    queue: str
-    pattern: str = ""
 
 
 class Declaration(NamedTuple):

@@ -11,6 +11,7 @@ from collections.abc import Iterable, Sequence
 import sqlalchemy as sa
 from sqlalchemy.engine import Connection
 
+from celeriac.sql import bindings as bindings_table
 from celeriac.sql import messages
 from celeriac.sql.tables import binding, is_ready, message, queue
 from celeriac.transports.storage import Binding, Declaration, QueueOptions
@@ -35,7 +36,6 @@ _DROP_LIMIT = 20
 _name = sa.bindparam("the_queue", type_=sa.Text())
 _now = sa.bindparam("now", type_=sa.Float())
 _exchange = sa.bindparam("the_exchange", type_=sa.Text())
-_key = sa.bindparam("the_key", type_=sa.Text())
 
 _options = sa.select(queue.c.expires_after, queue.c.message_ttl).where(queue.c.name == _name)
 
@@ -128,33 +128,20 @@ def drop_expired(connection: Connection, now: float) -> None:
     messages.drop_expired(connection, now)
 
 
-_of_key = (binding.c.exchange == _exchange, binding.c.routing_key == _key, binding.c.queue == _name)
-_has_binding = sa.select(sa.exists(sa.select(binding.c.queue).where(*_of_key)))
-_bind = sa.insert(binding).values(
-    exchange=_exchange, routing_key=_key, queue=_name, pattern=sa.bindparam("the_pattern", type_=sa.Text())
-)
-_unbind = sa.delete(binding).where(*_of_key)
-
-
-def _parameters(bound: Binding) -> dict[str, str]:
-    return {"the_exchange": bound.exchange, "the_key": bound.routing_key, "the_queue": bound.queue}
-
-
 def has_binding(connection: Connection, wanted: Binding) -> bool:
     """Whether there is this binding."""
-    return bool(connection.execute(_has_binding, _parameters(wanted)).scalar_one())
+    return bindings_table.exists(connection, wanted)
 
 
 def bind(connection: Connection, wanted: Binding) -> None:
     """Remember a binding."""
-    connection.execute(_unbind, _parameters(wanted))
-    connection.execute(_bind, {**_parameters(wanted), "the_pattern": wanted.pattern})
+    bindings_table.bind(connection, wanted)
 
 
 def unbind(connection: Connection, unwanted: Iterable[Binding]) -> None:
     """Forget bindings."""
     for each in unwanted:
-        connection.execute(_unbind, _parameters(each))
+        bindings_table.unbind(connection, each)
 
 
 _bindings = sa.select(binding.c.exchange, binding.c.routing_key, binding.c.queue, binding.c.pattern)
@@ -171,24 +158,7 @@ def bindings(connection: Connection, exchange: str | None) -> list[Binding]:
     return [Binding(*row) for row in result]
 
 
-_bound = (
-    sa.select(
-        binding.c.exchange,
-        binding.c.routing_key,
-        binding.c.queue,
-        binding.c.pattern,
-        queue.c.expires_after,
-        queue.c.message_ttl,
-    )
-    .join_from(binding, queue, queue.c.name == binding.c.queue, isouter=True)
-    .where(
-        binding.c.exchange == _exchange,
-        sa.or_(queue.c.expires_after.is_(None), queue.c.used_at + queue.c.expires_after >= _now),
-    )
-)
-
-
 def bound(connection: Connection, exchange: str, now: float) -> Sequence[tuple[Binding, QueueOptions]]:
     """The bindings of an exchange to queues that live, and these queues' options."""
-    rows = connection.execute(_bound, {"the_exchange": exchange, "now": now})
+    rows = bindings_table.bound(connection, exchange, now)
     return [(Binding(*row[:4]), QueueOptions(*row[4:])) for row in rows]

@@ -14,7 +14,9 @@ from celery.utils.saferepr import saferepr
 from kombu.utils import json as kombu_json
 
 from celeriac.protocol import codec, envelope
-from celeriac.protocol.message import Message, TaskMessage, TaskMessageBuilder
+from celeriac.protocol.body import json_body
+from celeriac.protocol.builder import TaskMessageBuilder, properties_of
+from celeriac.protocol.message import Message, TaskMessage
 
 ETA = datetime(2031, 2, 3, 4, 5, 6, 789, tzinfo=UTC)
 VALUES: list[Any] = [
@@ -55,15 +57,33 @@ def assert_same(message: Message, raw: dict[str, Any]) -> None:
     assert envelope.decode(ours).body == envelope.decode(theirs).body
 
 
-def build(stock: Any, raw: dict[str, Any], args: Any = (), kwargs: Any = None, **options: Any) -> Message:
-    return TaskMessageBuilder("golden.task", origin=stock.origin).build(
-        raw["headers"]["id"],
-        args_json=codec.dumps(args),
-        kwargs_json=codec.dumps(kwargs or {}),
-        argsrepr=saferepr(args),
-        kwargsrepr=saferepr(kwargs or {}),
-        **{"reply_to": stock.app.thread_oid, **options},
+#: What is a property of the message, what is in its body; the rest are headers.
+PROPERTIES = {"reply_to", "delivery_mode", "expiration", "priority", "others"}
+EMBED = ("callbacks", "errbacks", "chain", "chord")
+
+
+def assemble(name: str, origin: str, task_id: str, args: Any, kwargs: Any, options: Any) -> Message:
+    properties = {key: options.pop(key) for key in list(options) if key in PROPERTIES}
+    embed = {key: options.pop(key, None) for key in EMBED}
+    more = options.pop("headers", None)
+    return TaskMessageBuilder(name, origin=origin).build(
+        task_id,
+        json_body(codec.dumps(args), codec.dumps(kwargs), embed),
+        properties_of(task_id, **properties),
+        options,
+        more,
     )
+
+
+def build(stock: Any, raw: dict[str, Any], args: Any = (), kwargs: Any = None, **options: Any) -> Message:
+    kwargs = kwargs or {}
+    defaults = {
+        "argsrepr": saferepr(args),
+        "kwargsrepr": saferepr(kwargs),
+        "ignore_result": False,
+        "reply_to": stock.app.thread_oid,
+    }
+    return assemble("golden.task", stock.origin, raw["headers"]["id"], args, kwargs, {**defaults, **options})
 
 
 @pytest.mark.parametrize("value", VALUES, ids=repr)
@@ -80,20 +100,20 @@ OPTIONS: dict[str, tuple[dict[str, Any], dict[str, Any]]] = {
     "priority": ({"priority": 9}, {"priority": 9}),
     "priority zero": ({"priority": 0}, {"priority": 0}),
     "headers": ({"headers": {"x": {"y": ["ż"]}, "task": "z"}}, {"headers": {"x": {"y": ["ż"]}, "task": "z"}}),
-    "time limits": ({"time_limit": 9, "soft_time_limit": 2.5}, {"time_limit": 9, "soft_time_limit": 2.5}),
-    "soft limit": ({"soft_time_limit": 3}, {"soft_time_limit": 3}),
+    "time limits": ({"time_limit": 9, "soft_time_limit": 2.5}, {"timelimit": [9, 2.5]}),
+    "soft limit": ({"soft_time_limit": 3}, {"timelimit": [None, 3]}),
     "shadow": ({"shadow": "other"}, {"shadow": "other"}),
     "ignore_result": ({"ignore_result": True}, {"ignore_result": True}),
     "retries": ({"retries": 2}, {"retries": 2}),
     "reply_to": ({"reply_to": "here"}, {"reply_to": "here"}),
     "tree": ({"root_id": "root", "parent_id": "parent"}, {"root_id": "root", "parent_id": "parent"}),
-    "group": ({"group_id": "g", "group_index": 3}, {"group_id": "g", "group_index": 3}),
+    "group": ({"group_id": "g", "group_index": 3}, {"group": "g", "group_index": 3}),
     "stamps": (
         {"stamped_headers": ["customer"], "customer": [1, "ż"]},
         {"stamped_headers": ["customer"], "stamps": {"customer": [1, "ż"]}},
     ),
     "delivery mode": ({"delivery_mode": 1}, {"delivery_mode": 1}),
-    "properties": ({"user_id": "u", "app_id": "a"}, {"properties": {"user_id": "u", "app_id": "a"}}),
+    "properties": ({"user_id": "u", "app_id": "a"}, {"others": {"user_id": "u", "app_id": "a"}}),
     "replaced": ({"replaced_task_nesting": 2}, {"replaced_task_nesting": 2}),
 }
 
@@ -106,15 +126,8 @@ def test_options(stock: Any, given: dict[str, Any], built: dict[str, Any]) -> No
 
 def test_a_call_by_name_leaves_ignoring_the_result_to_the_task(stock: Any) -> None:
     [raw] = stock.sent(lambda: stock.app.send_task("elsewhere", (1,)))
-    message = TaskMessageBuilder("elsewhere", origin=stock.origin).build(
-        raw["headers"]["id"],
-        args_json="[1]",
-        argsrepr="(1,)",
-        kwargsrepr="{}",
-        ignore_result=None,
-        reply_to=stock.app.thread_oid,
-    )
-    assert_same(message, raw)
+    options = {"argsrepr": "(1,)", "kwargsrepr": "{}", "reply_to": stock.app.thread_oid}
+    assert_same(assemble("elsewhere", stock.origin, raw["headers"]["id"], [1], {}, options), raw)
 
 
 @pytest.mark.parametrize("given", [{"countdown": 7}, {"expires": 60.5}, {"countdown": 1, "expires": ETA}])
@@ -162,41 +175,19 @@ def test_what_the_canvas_sends_survives_reading_and_building_again(stock: Any, c
         assert_same(rebuild(read), raw)
 
 
-CARRIED = [
-    *(
-        "argsrepr",
-        "kwargsrepr",
-        "retries",
-        "time_limit",
-        "soft_time_limit",
-        "root_id",
-        "parent_id",
-        "group_id",
-    ),
-    *(
-        "group_index",
-        "shadow",
-        "ignore_result",
-        "reply_to",
-        "chain",
-        "chord",
-        "callbacks",
-        "errbacks",
-        "stamps",
-    ),
-    *("replaced_task_nesting", "priority"),
-]
+CARRIED = (
+    *("argsrepr", "kwargsrepr", "retries", "root_id", "parent_id", "group_index", "shadow", "ignore_result"),
+    *("replaced_task_nesting", "stamps", "reply_to", "priority", *EMBED),
+)
 
 
 def rebuild(read: TaskMessage) -> Message:
     """The message that reading gave, built anew from the parts."""
-    same = {name: getattr(read, name) for name in CARRIED}
-    return TaskMessageBuilder(read.task, origin=read.origin or "").build(
-        read.id,
-        args_json=codec.dumps(read.args),
-        kwargs_json=codec.dumps(read.kwargs),
-        eta=read.eta and read.eta.isoformat(),
-        expires=read.expires and read.expires.isoformat(),
-        stamped_headers=read.headers["stamped_headers"],
-        **same,
-    )
+    options = {name: getattr(read, name) for name in CARRIED} | {
+        "group": read.group_id,
+        "timelimit": [read.time_limit, read.soft_time_limit],
+        "eta": read.eta and read.eta.isoformat(),
+        "expires": read.expires and read.expires.isoformat(),
+        "stamped_headers": read.headers["stamped_headers"],
+    }
+    return assemble(read.task, read.origin or "", read.id, read.args, read.kwargs, options)

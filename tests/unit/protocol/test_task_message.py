@@ -12,7 +12,9 @@ from kombu.transport.virtual.base import Channel
 
 from celeriac.errors import ContentDisallowed, MalformedMessage
 from celeriac.protocol import envelope
-from celeriac.protocol.message import Message, TaskMessage, TaskMessageBuilder
+from celeriac.protocol.body import json_body
+from celeriac.protocol.builder import TaskMessageBuilder, properties_of
+from celeriac.protocol.message import Message, TaskMessage
 
 ID = "8b3ff1f0-5f0c-4f8c-9d9e-0b5f5a1d7a10"
 EMBED = {"callbacks": None, "errbacks": None, "chain": None, "chord": None}
@@ -38,7 +40,9 @@ SHARED = [
 
 def message(body: Any = None, properties: dict[str, Any] | None = None, **headers: Any) -> Message:
     """A good message, but for what is given."""
-    good = TaskMessageBuilder("shop.task", origin="me").build(ID)
+    good = TaskMessageBuilder("shop.task", origin="me").build(
+        ID, json_body("[]", "{}"), properties_of(ID), {}
+    )
     return Message(
         {**good.headers, **headers},
         {**good.properties, **(properties or {})},
