@@ -13,7 +13,7 @@ import json
 import math
 import re
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cache
 from typing import Any, NamedTuple
@@ -32,8 +32,14 @@ from celeriac.stores.redis_layout import clean
 __all__ = ["ChordKeys", "ChordTimes", "RedisChords"]
 
 
+#: Parts that one script adds at most, so that others have their turn.
+_ADDED = 250
+
+_PARTS = Script.load("celeriac.stores", "lua/chord_parts.lua")
+
+
 class _Scripts(NamedTuple):
-    part_return: Script
+    add: Script
     cleanup: Script
     extend: Script
 
@@ -44,7 +50,11 @@ def _scripts() -> _Scripts:
     from celery.backends import redis as stock
 
     return _Scripts(
-        _script("chord part return", stock.CHORD_PART_RETURN_LUA),
+        # Once for many parts: as a function, which sees the keys and arguments of one part under the names it expects.
+        _script(
+            "chord parts",
+            f"local function count_part(KEYS, ARGV)\n{stock.CHORD_PART_RETURN_LUA}\nend\n{_PARTS.text}",
+        ),
         _script("chord cleanup", stock.CHORD_CLEANUP_LUA),
         _script("chord claim extend", stock.CHORD_CLAIM_EXTEND_LUA),
     )
@@ -121,62 +131,53 @@ class RedisChords:
 
     async def add(self, link: Link, parts: Sequence[ChordPart], times: ChordTimes) -> list[ChordClaim]:
         """The first half of ``RedisBackend.on_chord_part_return``, for many parts in one round trip."""
+        if not parts:
+            return []
         scripts = await _loaded()
         token = uuid4().hex
+        slices = [parts[start : start + _ADDED] for start in range(0, len(parts), _ADDED)]
         try:
-            started = [link.start(scripts.part_return, *self._counting(part, times, token)) for part in parts]
-            replies = await _all(started)
-            won = {part.group_id: token for part, reply in zip(parts, replies, strict=True) if reply[3] == 1}
-            won |= await self._recovered(link, parts, replies, won, times)
-            return await self._claims(link, won)
+            answers = await _all(
+                [link.start(scripts.add, (), self._counting(each, times, token)) for each in slices]
+            )
+            won = {group.decode(): token for claimed, _ in answers for group in claimed}
+            held = {group.decode() for _, held in answers for group in held} - won.keys()
+            return await self._claims(link, {**won, **await self._recovered(link, held, times)})
         except (StoreUnavailable, asyncio.CancelledError):
             self._remember({part.group_id for part in parts}, token, times)
             raise
 
-    def _counting(self, part: ChordPart, times: ChordTimes, token: str) -> tuple[list[str], list[Any]]:
-        keys = self._keys(part.group_id)
-        arguments = [
-            part.task_id,
-            clean(f"[1, {json.dumps(part.task_id)}, {json.dumps(part.state)}, {part.result}]"),
-            1 if self._ordered else 0,
-            "+inf" if part.index is None else part.index,
-            times.kept,
-            times.group_kept,
-            times.claim,
-            token,
-        ]
-        return [keys.parts, keys.added, keys.size, keys.seen, keys.group, keys.claim], arguments
+    def _counting(self, parts: Sequence[ChordPart], times: ChordTimes, token: str) -> list[Any]:
+        ordered = "1" if self._ordered else "0"
+        prefix = ChordKeys(self._prefix, "").group
+        arguments: list[Any] = [prefix, ordered, times.kept, times.group_kept, times.claim, token]
+        for part in parts:
+            arguments += (
+                part.group_id,
+                part.task_id,
+                "+inf" if part.index is None else part.index,
+                clean(f"[1, {json.dumps(part.task_id)}, {json.dumps(part.state)}, {part.result}]"),
+            )
+        return arguments
 
     def _remember(self, group_ids: set[str], token: str, times: ChordTimes) -> None:
         now = time.monotonic()
         self._uncertain = {group: kept for group, kept in self._uncertain.items() if kept[1] > now}
-        self._uncertain |= dict.fromkeys(group_ids, (token, now + times.claim))
+        for group_id in group_ids:
+            self._uncertain.setdefault(group_id, (token, now + times.claim))
 
-    async def _recovered(
-        self,
-        link: Link,
-        parts: Sequence[ChordPart],
-        replies: Sequence[Sequence[Any]],
-        won: Mapping[str, str],
-        times: ChordTimes,
-    ) -> dict[str, str]:
-        """Chords that are claimed, but by a token of ours whose answer was lost."""
-        complete = {
-            part.group_id: self._uncertain[part.group_id][0]
-            for part, (count, added, size, _) in zip(parts, replies, strict=True)
-            if part.group_id in self._uncertain and size and count == int(size) + int(added or 0)
-        }
-        asked = [group_id for group_id in complete if group_id not in won]
-        for group_id in won:
-            self._uncertain.pop(group_id, None)
-        if not asked:
-            return {}
-        answers = await _all([self._hold(link, group_id, complete[group_id], times) for group_id in asked])
-        for group_id in asked:
-            self._uncertain.pop(group_id, None)
-        return {
-            group_id: complete[group_id] for group_id, held in zip(asked, answers, strict=True) if held == 1
-        }
+    async def _recovered(self, link: Link, held: Collection[str], times: ChordTimes) -> dict[str, str]:
+        """Chords that are claimed already, but by a token of ours whose answer was lost."""
+        # Taken out before anything is awaited: two calls at once must not both think that they hold a chord.
+        known = {group_id: self._uncertain.pop(group_id) for group_id in held if group_id in self._uncertain}
+        asked = [self._hold(link, group_id, token, times) for group_id, (token, _) in known.items()]
+        try:
+            answers = await _all(asked)
+        except (StoreUnavailable, asyncio.CancelledError):
+            self._uncertain |= known
+            raise
+        pairs = zip(known.items(), answers, strict=True)
+        return {group_id: token for (group_id, (token, _)), answer in pairs if answer == 1}
 
     def _hold(self, link: Link, group_id: str, token: str, times: ChordTimes) -> asyncio.Future[Any]:
         keys = self._keys(group_id)

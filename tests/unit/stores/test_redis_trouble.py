@@ -12,6 +12,7 @@ import pytest
 from tests.services import RedisServer
 
 from celeriac.errors import StoreUnavailable
+from celeriac.stores.chords import ChordClaim, ChordPart
 from celeriac.stores.records import EventDraft, RecordFilter, Transition
 from celeriac.stores.redis import RedisStore
 
@@ -52,6 +53,12 @@ def operations(store: RedisStore) -> dict[str, Callable[[], Awaitable[Any]]]:
         "request_cancel": lambda: store.request_cancel(["a"]),
         "cancelled": lambda: store.cancelled(["a"]),
         "forget": lambda: store.forget(["a"]),
+        "set_chord_size": lambda: store.set_chord_size("g", 2),
+        "save_chord_header": lambda: store.save_chord_header("g", "[]"),
+        "extend_chord": lambda: store.extend_chord("g"),
+        "add_chord_parts": lambda: store.add_chord_parts([ChordPart("g", "a", 0, "SUCCESS", "1")]),
+        "claimed_chords": lambda: store.claimed_chords(["g"]),
+        "finish_chord": lambda: store.finish_chord(ChordClaim("g", "token", [])),
         "trim": store.trim,
         "watch": lambda: _enter(store.watch("a")),
         "until ready": lambda: _enter(store.watch("a", until_ready=True)),
