@@ -114,11 +114,14 @@ class RecordBackend(RecordingBackend, ChordBackend, BaseBackend):  # type: ignor
 
         while True:
             left = pause if deadline is None else min(pause, deadline - time.monotonic())
-            if self._wait_until(is_ready, max(left, 0.0)):
+            ready = self._wait_until(is_ready, max(left, 0.0))
+            if on_interval:
+                # Also now that it has ended: ``get`` raises here what a part of a chord raised, rather than the
+                # ChordError of its body.
+                on_interval()
+            if ready:
                 meta: dict[str, Any] = self.get_task_meta(task_id)
                 return meta
-            if on_interval:
-                on_interval()
             if deadline is not None and time.monotonic() >= deadline:
                 raise CeleryTimeoutError("The operation timed out.")
 
