@@ -36,15 +36,18 @@ async def enqueue_canvas(
     # ``clone`` makes plain signatures of map, starmap and chunks.
     signature = copied if type(copied) is type(signature) else signature
     compat.set_app(signature, app)
+    given = {options.get("task_id"), *(task.options.get("task_id") for task in _tasks_in(signature))}
     plan = Plan(app, connection.calls, options=None if owner is None else {"owner": owner})
 
     def lay_out() -> ResultBase:
         with collecting(plan):
             return signature.apply_async(tuple(args), dict(kwargs), **options)
 
-    small = sum(1 for _ in islice(_tasks_in(signature), _MOST_ON_LOOP + 1)) <= _MOST_ON_LOOP
+    small = len(list(islice(_tasks_in(signature), _MOST_ON_LOOP + 1))) <= _MOST_ON_LOOP
     result = lay_out() if small else await asyncio.to_thread(lay_out)
     handle = _handle_on(app, result, signature)
+    for call in plan.calls:
+        call.fresh = call.task_id not in given
     _record_ends(plan, handle)
     await prepare(plan, connection.store)
     await publish(plan, connection.publisher, deadline)

@@ -108,5 +108,5 @@ class Connections:
     def _load(self) -> Settings:
         settings: Settings = self._app.settings
         self._app.finalize(auto=True)
-        _ = self._app.amqp.router, self._app.amqp.default_queue
+        _ = self._app.amqp.router, self._app.amqp.default_queue, self._app.timezone
         return settings

@@ -14,6 +14,7 @@ from celery.exceptions import ChordError
 from celeriac import Celery
 from celeriac.errors import BrokerUnavailable, TaskNotFound
 from celeriac.handle import GroupHandle
+from celeriac.stores.records import RecordFilter
 from celeriac.worker.embedded import run_embedded
 
 
@@ -210,3 +211,41 @@ async def test_a_canvas_that_cannot_be_published_leaves_nothing(
             await celery.enqueue(chain(tasks.add.s(1, 2), tasks.add.s(3)), task_id=layout.id)
         with pytest.raises(TaskNotFound):
             await celery.handle(layout.id).state()
+
+
+async def test_a_first_task_that_was_not_published_leaves_nothing_either(
+    celery: Celery, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    tasks = Tasks(celery)
+
+    async def refuse(_publications: Any) -> None:
+        raise BrokerUnavailable("gone")
+
+    async with celery:
+        monkeypatch.setattr(celery.broker, "publish", refuse)
+        with pytest.raises(BrokerUnavailable):
+            await celery.enqueue(chain(tasks.add.s(1, 2), tasks.add.s(3)))
+        with pytest.raises(BrokerUnavailable):
+            await celery.enqueue(group(tasks.add.s(1, 2), tasks.add.s(3, 4)))
+        assert (await celery.store.list(RecordFilter())).records == []
+
+
+async def test_a_part_that_nobody_can_run_fails_its_chord(celery: Celery) -> None:
+    celery.conf.celeriac_unknown_task_grace = 0.2
+    tasks = Tasks(celery)
+    async with celery, run_embedded(celery, concurrency=20):
+        unknown = celery.signature("nobody.knows")
+        handle = await celery.enqueue(chord([tasks.add.s(1, 1), unknown], tasks.total.s()))
+        with pytest.raises(ChordError, match="never registered"):
+            await handle.result(10)
+
+
+async def test_a_cancelled_part_fails_its_chord(celery: Celery) -> None:
+    tasks = Tasks(celery)
+    async with celery:
+        part = tasks.add.s(2, 2).set(task_id="cancelled-part")
+        handle = await celery.enqueue(chord([tasks.add.s(1, 1), part], tasks.total.s()))
+        await celery.handle("cancelled-part").cancel()
+        async with run_embedded(celery, concurrency=20):
+            with pytest.raises(ChordError, match="cancelled-part"):
+                await handle.result(10)

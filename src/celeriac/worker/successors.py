@@ -79,7 +79,7 @@ class Successors:
         message = execution.message
         if not (message.chord or message.chain or message.errbacks):
             return
-        backend = execution.task.backend
+        backend = self._backend_of(execution)
         if ending.state == states.REVOKED:
             if message.chord:
                 await self._tell(execution, backend.on_chord_part_return, ending.state, ending.error)
@@ -92,7 +92,7 @@ class Successors:
         Parts of chords count once; errbacks may be called twice.
         """
         message = execution.message
-        if execution.task is None or not (message.chord or message.chain or message.errbacks):
+        if not (message.chord or message.chain or message.errbacks):
             return
         record = (await _insist(lambda: self._store.get([execution.id]))).get(execution.id)
         if record is None:
@@ -101,9 +101,9 @@ class Successors:
             if message.chord:
                 await self._bring(execution, dumps(record.result))
         elif record.state == states.FAILURE:
-            error = execution.task.backend.exception_to_python(record.result)
-            tell = partial(fail_successors, execution.task.backend)
-            await self._tell(execution, tell, error, record.traceback)
+            backend = self._backend_of(execution)
+            error = backend.exception_to_python(record.result)
+            await self._tell(execution, partial(fail_successors, backend), error, record.traceback)
 
     async def carry_out(self, plan: Plan) -> None:
         """Do what was planned, and what that leads to. Raises what no waiting helps against."""
@@ -114,6 +114,9 @@ class Successors:
             await _call_errback(errback)
         if plan.parts:
             await self._count(plan.parts)
+
+    def _backend_of(self, execution: Execution) -> Any:
+        return (execution.task or self._app).backend
 
     async def _bring(self, execution: Execution, result: str) -> None:
         message = execution.message

@@ -84,3 +84,37 @@ async def kill_worker(self: Any) -> None:
 @celery.task
 def add(x: int, y: int) -> int:
     return x + y
+
+
+@celery.task(bind=True)
+async def number(self: Any, value: int, seconds: float = 0.02) -> int:
+    note("start", self.request.id)
+    await asyncio.sleep(seconds)
+    note("end", self.request.id)
+    return value
+
+
+@celery.task(bind=True)
+async def total(self: Any, values: list[int], seconds: float = 0.02) -> int:
+    note("start", self.request.id)
+    await asyncio.sleep(seconds)
+    note("end", self.request.id)
+    return sum(values)
+
+
+@celery.task(bind=True)
+async def increase(self: Any, value: int) -> int:
+    note("start", self.request.id)
+    await asyncio.sleep(0.02)
+    note("end", self.request.id)
+    return value + 1
+
+
+@celery.task
+def fails() -> None:
+    raise ValueError("as told")
+
+
+@celery.task
+async def errback(task_id: str) -> None:
+    note("end", f"errback-of-{task_id}")
