@@ -55,6 +55,7 @@ CELERY_DEFAULTS: dict[str, Any] = {
     "task_reject_on_worker_lost": True,
     "task_track_started": True,
     "timezone": "UTC",
+    "worker_autoscaler": "celeriac.worker.autoscale:create_autoscaler",
     "worker_cancel_long_running_tasks_on_connection_loss": True,
     "worker_consumer": "celeriac.worker.consumer:create_consumer",
     "worker_pool": "celeriac.worker.pool:TaskPool",

@@ -7,6 +7,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING
 
 from celery.exceptions import TaskRevokedError
+from celery.platforms import signals
 
 from celeriac.worker.compat import worker_state
 from celeriac.worker.execution import Execution
@@ -35,7 +36,9 @@ class Actions:
             self._service.held.halt(set(ids), TaskRevokedError("revoked"), only=_has_not_started)
 
     def on_terminate(self, ids: Sequence[str], signal: str | int | None) -> None:
-        self._service.held.halt(set(ids), TaskRevokedError(f"terminated by signal {signal or 'TERM'}"))
+        error = TaskRevokedError("terminated")
+        error.signum = int(signals.signum(signal or "TERM"))
+        self._service.held.halt(set(ids), error)
 
     def on_add_queue(self, name: str) -> None:
         self._service.fetcher.look_again()
@@ -56,6 +59,13 @@ class Actions:
     def on_pool_shrink(self, n: int) -> None:
         self._service.pool.shrink(n)
         self._service.slots.resize(self._service.pool.limit)
+
+    def on_pool_resize(self, by: int) -> None:
+        """Add slots, or take some away."""
+        if by > 0:
+            self.on_pool_grow(by)
+        else:
+            self.on_pool_shrink(-by)
 
     def on_rate_limit(self, task: str | None) -> None:
         tasks = self._service.app.tasks

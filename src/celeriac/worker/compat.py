@@ -39,12 +39,18 @@ from celery.utils.time import utcoffset
 # monitors tell workers apart by.
 from celery.worker import state as worker_state
 
+# celery.worker.autoscale.AUTOSCALE_KEEPALIVE: seconds, from the environment; Autoscaler: for Celery's own pools.
+from celery.worker.autoscale import AUTOSCALE_KEEPALIVE
+from celery.worker.autoscale import Autoscaler as CeleryAutoscaler
+
 # celery.worker.control.Panel: the registry of commands.
 from celery.worker.control import Panel
 
 __all__ = [
+    "AUTOSCALE_KEEPALIVE",
     "AttributeDict",
     "Blueprint",
+    "CeleryAutoscaler",
     "Panel",
     "bound_open_broker_sockets",
     "check_subscription",

@@ -102,7 +102,8 @@ class ConsumerBlueprint(Blueprint):  # type: ignore[misc]
 
     def info(self, parent: Any) -> dict[str, Any]:
         """The same keys as a stock consumer's steps: the broker without its password, and the prefetch count."""
-        broker = self._facade.app.connection_for_read().info()
+        app = self._facade.app
+        broker = app.connection_for_read(heartbeat=app.conf.broker_heartbeat).info()
         broker.pop("password", None)
         alternates = broker.get("alternates")
         if isinstance(alternates, (list, tuple)):
@@ -139,7 +140,7 @@ class _QoS:
 
     @property
     def value(self) -> int:
-        return self.facade.initial_prefetch_count or self.facade.pool.num_processes
+        return self.facade.pool.num_processes
 
     def increment_eventually(self, n: int = 1) -> None: ...
 
@@ -156,7 +157,7 @@ class ConsumerFacade:
         controller: Celery's ``WorkController``; its ``consumer.blueprint`` should be this object's
             :attr:`blueprint` for ``inspect stats`` to work.
         actions: the worker's callbacks.
-        initial_prefetch_count: shown in ``inspect stats``; 0 shows the number of slots.
+        initial_prefetch_count: what Celery worked out from ``worker_prefetch_multiplier``; nothing follows from it.
     """
 
     app: Any

@@ -29,11 +29,17 @@ class Slots:
         self.capacity = capacity
         self._taken = 0
         self._freed = asyncio.Event()
+        #: Set when the fetcher finds no slot that is free.
+        self.filled = asyncio.Event()
         self._claims: deque[asyncio.Future[None]] = deque()
 
     @property
     def free(self) -> int:
         return self.capacity - self._taken
+
+    @property
+    def taken(self) -> int:
+        return self._taken
 
     def take(self, count: int) -> None:
         """Take slots, free or not."""
@@ -154,6 +160,7 @@ class Fetcher:
 
     async def _receive(self) -> None:
         if self._slots.free <= 0:
+            self._slots.filled.set()
             await self._unless_poked(self._slots.wait_free())
         queues = self._queues()
         free = min(self._slots.free, _BATCH)

@@ -24,9 +24,12 @@ class TaskPool(BasePool):  # type: ignore[misc]
 
     def __init__(self, limit: int | None = None, *args: Any, **options: Any) -> None:
         super().__init__(limit, *args, **options)
-        self.limit: int = limit or _MOST_THREADS
-        configured = self.app.settings.threads if hasattr(self.app, "settings") else None
-        self.threads = TaskThreads(configured or min(self.limit, _MOST_THREADS))
+        # A worker that may scale down to nothing still has to see that there is work.
+        self.limit: int = _MOST_THREADS if limit is None else max(1, limit)
+        self._threads_follow = not (hasattr(self.app, "settings") and self.app.settings.threads)
+        self.threads = TaskThreads(
+            min(self.limit, _MOST_THREADS) if self._threads_follow else self.app.settings.threads
+        )
 
     def on_start(self) -> None:
         announce_here(signals.worker_process_init, self._hostname)
@@ -44,15 +47,27 @@ class TaskPool(BasePool):  # type: ignore[misc]
         return hostname
 
     def grow(self, n: int = 1) -> None:
-        """Add slots."""
+        """Add slots, and the threads that ``def`` tasks need to use them. Called on the worker's loop."""
         self.limit += n
+        wanted = min(self.limit, _MOST_THREADS)
+        if self._threads_follow and wanted > self.threads.size:
+            self.threads.grow(wanted - self.threads.size)
 
     def shrink(self, n: int = 1) -> None:
         """Take slots away."""
         self.limit = max(1, self.limit - n)
 
     def _get_info(self) -> dict[str, Any]:
-        return {**super()._get_info(), "threads": self.threads.size, "processes": [], "timeouts": ()}
+        """The keys that Celery documents for ``inspect stats``, and the number of threads."""
+        return {
+            **super()._get_info(),
+            "threads": self.threads.size,
+            "processes": [os.getpid()],
+            "max-tasks-per-child": "N/A",
+            "put-guarded-by-semaphore": False,
+            "timeouts": (self.options.get("soft_timeout") or 0, self.options.get("timeout") or 0),
+            "writes": "N/A",
+        }
 
 
 class EmbeddedPool(TaskPool):

@@ -15,8 +15,9 @@ from celery.utils.log import get_logger
 from celeriac.worker.announce import announce_here
 from celeriac.worker.loop import threads_left
 from celeriac.worker.pool import TaskPool
+from celeriac.worker.unsupported import unsupported
 
-__all__ = ["Worker", "unsupported"]
+__all__ = ["Worker"]
 
 logger = get_logger(__name__)
 
@@ -38,6 +39,10 @@ class Worker(CeleryWorker):  # type: ignore[misc]
         announce_here(signals.worker_ready, consumer)
         logger.info("%s ready.", self.hostname)
 
+    def should_use_eventloop(self) -> bool:
+        """Whether Celery's own event loop runs the pool. Not ours, which has its own."""
+        return not _is_ours(self.pool_cls) and bool(super().should_use_eventloop())
+
     def start(self) -> None:
         """Run until stopped."""
         if isinstance(self.pool, TaskPool):
@@ -46,34 +51,13 @@ class Worker(CeleryWorker):  # type: ignore[misc]
         super().start()
         if isinstance(self.pool, TaskPool) and threads_left(timeout=0.5):
             # The interpreter would wait for them at its exit, and their tasks have been handed back.
+            if self._persistence is not None:
+                self._persistence.save()  # the rest of ``--statedb``, which Celery leaves to that exit
             logging.shutdown()
             for stream in (sys.__stdout__, sys.__stderr__):
                 if stream is not None:
                     stream.flush()
             os._exit(self.exitcode or 0)
-
-
-def unsupported(worker: Any) -> list[str]:
-    """What was asked of a worker of ours that it cannot do, and what to do instead; docs/celery-compatibility.md has
-    the whole list.
-    """
-    sentences = [
-        f"{setting} has no effect: this worker runs tasks in its own process, which goes on. Use -P processes."
-        for setting, value in (
-            ("worker_max_tasks_per_child", worker.max_tasks_per_child),
-            ("worker_max_memory_per_child", worker.max_memory_per_child),
-        )
-        if value
-    ]
-    if worker.app.conf.worker_agent:
-        sentences.append("worker_agent has no effect: this worker starts no agent. Use -P processes.")
-    if steps := worker.app.steps["consumer"]:
-        names = ", ".join(sorted(getattr(step, "__name__", str(step)) for step in steps))
-        sentences.append(
-            f"Bootsteps of the consumer are not started: {names}. This worker's consumer is no kombu consumer. "
-            'Make them steps of the worker (app.steps["worker"]), or use -P processes.'
-        )
-    return sentences
 
 
 def _is_ours(pool: Any) -> bool:

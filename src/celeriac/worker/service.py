@@ -14,6 +14,7 @@ from celeriac.brokers.base import Delivery
 from celeriac.connection import Connection
 from celeriac.errors import StoreUnavailable
 from celeriac.worker.actions import Actions
+from celeriac.worker.autoscale import Autoscaler
 from celeriac.worker.control import ControlThread
 from celeriac.worker.ending import HandedBack, LeaseLost
 from celeriac.worker.execution import Execution
@@ -28,6 +29,7 @@ from celeriac.worker.records import RecordWriter
 from celeriac.worker.reporter import Reporter
 from celeriac.worker.settler import Settler
 from celeriac.worker.shutdown import Shutdown
+from celeriac.worker.successors import Successors
 
 __all__ = ["Service"]
 
@@ -58,7 +60,7 @@ class Service:
         self.held = Held()
         self._runners: set[asyncio.Task[None]] = set()
         self._concluding = 0
-        self.shutdown = Shutdown(controller.hostname)
+        self.shutdown = Shutdown(controller.hostname, app.conf.worker_soft_shutdown_timeout)
         self.actions = Actions(self)
 
     async def run(self, *, listen_to_signals: bool) -> int:
@@ -81,6 +83,7 @@ class Service:
         self.executor = Executor(
             make_profile=self._profile,
             calls=connection.calls,
+            successors=Successors(self.app, connection.calls, connection.publisher, connection.store),
             settler=self._settler,
             reporter=self.reporter,
             threads=self.pool.threads,
@@ -136,6 +139,10 @@ class Service:
             asyncio.create_task(self._trim(connection)),
             asyncio.create_task(self.shutdown.watch_celery()),
         ]
+        autoscaler = getattr(self._controller, "autoscaler", None)
+        if isinstance(autoscaler, Autoscaler):
+            scaling = autoscaler.run(self.slots, self._waiting_messages, self.actions.on_pool_resize)
+            background.append(asyncio.create_task(scaling))
         requested = asyncio.create_task(self.shutdown.warm.wait())
         try:
             self._consumer.on_ready()
@@ -157,6 +164,10 @@ class Service:
 
     def _queues(self) -> Sequence[str]:
         return list(self.app.amqp.queues.consume_from)
+
+    async def _waiting_messages(self) -> int:
+        broker = (await self.app._connections.here()).broker
+        return sum([await broker.size(queue) for queue in self._queues()])
 
     async def _start(self, deliveries: Sequence[Delivery]) -> None:
         for delivery in deliveries:

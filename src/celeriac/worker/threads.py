@@ -75,6 +75,14 @@ class TaskThreads:
             self._free = asyncio.Semaphore(self.size)
         return self._free
 
+    def grow(self, by: int) -> None:
+        """Have more threads. Called on the loop."""
+        free = self.free
+        self.size += by
+        self._resize(+by)
+        for _ in range(by):
+            free.release()
+
     def shutdown(self) -> None:
         """Take no more calls; what runs is left to itself."""
         self.executor.shutdown(wait=False, cancel_futures=True)

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 from typing import Any
 
+import pytest
 from celery import bootsteps
 
 from celeriac import Celery
-from celeriac.worker.program import unsupported
+from celeriac.worker.unsupported import unsupported
 
 
 def worker_of(**options: Any) -> Any:
@@ -43,3 +44,22 @@ def test_steps_of_the_consumer_are_named() -> None:
 def test_an_agent_is_named() -> None:
     (sentence,) = unsupported(worker_of(conf={"worker_agent": "agents:Agent"}))
     assert "worker_agent" in sentence
+
+
+@pytest.mark.parametrize(
+    ("setting", "value"),
+    [
+        ("worker_prefetch_multiplier", 4),
+        ("worker_pool_restarts", True),
+        ("worker_pool_start_method", "spawn"),
+        ("worker_pool_putlocks", False),
+        ("worker_lost_wait", 3.0),
+        ("worker_proc_alive_timeout", 9.0),
+        ("worker_cancel_long_running_tasks_on_connection_loss", False),
+        ("worker_enable_soft_shutdown_on_idle", True),
+        ("worker_timer", "timers:Timer"),
+    ],
+)
+def test_a_setting_without_effect_is_named_once(setting: str, value: Any) -> None:
+    (sentence,) = unsupported(worker_of(conf={setting: value}))
+    assert sentence.startswith(f"{setting} has no effect: ")
