@@ -11,6 +11,7 @@ from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from itertools import chain, count, repeat
 from typing import Any, Literal
 
+from celery.result import ResultBase
 from kombu.exceptions import EncodeError
 from pydantic import ValidationError
 
@@ -141,11 +142,16 @@ class ArgumentSchema:
     def dump_result(self, value: Any) -> Any:
         """What the function returned, as a JSON value: by the return annotation, or by its own type if it does not fit.
 
+        The result of another task (``AsyncResult``, ``GroupResult``) becomes its ids, as in Celery's
+        ``Backend.prepare_value``; ``celery.result.result_from_tuple`` reads them.
+
         Raises:
             kombu.exceptions.EncodeError: JSON cannot express it.
         """
         if not self._prepared:
             self._prepare()
+        if isinstance(value, ResultBase):
+            value = value.as_tuple()
         try:
             return self._result.dump_result(value)
         except ValueError as exc:

@@ -16,6 +16,7 @@ from uuid import UUID
 
 import pytest
 import typing_extensions
+from celery.result import AsyncResult, GroupResult, result_from_tuple
 from kombu.exceptions import EncodeError
 from pydantic import BaseModel, ConfigDict, EmailStr, Field, SecretStr, computed_field
 
@@ -422,6 +423,16 @@ def test_a_result_without_annotation_goes_by_its_own_type() -> None:
 
     assert result_of(task)(Order(number=1, at=WHEN))["number"] == 1
     assert result_of(task)({"at": WHEN}) == {"at": WHEN}
+
+
+def test_the_result_of_another_task_becomes_its_ids() -> None:
+    def task(): ...  # type: ignore[no-untyped-def]
+
+    group = GroupResult("g", [AsyncResult("a"), AsyncResult("b", parent=AsyncResult("p"))])
+
+    dumped = json.loads(codec.dumps(result_of(task)(group)))
+    assert result_from_tuple(dumped) == group
+    assert dumped == [["g", None], [[["a", None], None], [["b", [["p", None], None]], None]]]
 
 
 def test_a_result_shows_what_a_response_would() -> None:
