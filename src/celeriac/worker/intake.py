@@ -132,7 +132,7 @@ class Intake:
                 )
             )
         await self._settler.settle(Settlement(delivery.tag, Action.DEAD_LETTER, reason=str(error)))
-        await self._reporter.refused(delivery.envelope, error)
+        await self._reporter.refused(delivery, error)
 
     async def _marks(self, executions: Sequence[Execution]) -> tuple[set[str], set[str]]:
         """Which were cancelled, and which have ended before their message could be settled."""

@@ -6,12 +6,17 @@ from datetime import UTC, datetime
 
 from celery import states
 from celery.exceptions import NotRegistered, TaskRevokedError, WorkerLostError
+from kombu.message import Message as KombuMessage
 
+from celeriac.brokers.base import Delivery
+from celeriac.errors import MalformedMessage
+from celeriac.protocol import envelope
+from celeriac.protocol.message import Message
 from celeriac.protocol.settlement import Outcome
 from celeriac.worker.ending import Ending, exception_json
 from celeriac.worker.execution import Execution
 
-__all__ = ["refusal_of"]
+__all__ = ["raw_message", "refusal_of"]
 
 
 def refusal_of(execution: Execution, *, revoked: bool, delivery_limit: int) -> Ending | None:
@@ -38,3 +43,22 @@ def refusal_of(execution: Execution, *, revoked: bool, delivery_limit: int) -> E
 
 def _ended(outcome: Outcome, state: str, error: BaseException, reason: str = "") -> Ending:
     return Ending(outcome, state, error=error, reason=reason or str(error), result=exception_json(error))
+
+
+def raw_message(delivery: Delivery) -> KombuMessage:
+    """A delivery as receivers of ``task_unknown`` and ``task_rejected`` know it; nothing can be settled by it."""
+    carried = delivery.envelope
+    if not isinstance(carried, Message):
+        try:
+            carried = envelope.decode(carried)
+        except MalformedMessage:
+            return KombuMessage(body=carried, delivery_tag=delivery.tag, headers={}, properties={})
+    return KombuMessage(
+        body=carried.body,
+        delivery_tag=delivery.tag,
+        content_type=carried.content_type,
+        content_encoding=carried.content_encoding,
+        delivery_info={**(carried.properties.get("delivery_info") or {}), "routing_key": delivery.queue},
+        headers=dict(carried.headers),
+        properties=dict(carried.properties),
+    )

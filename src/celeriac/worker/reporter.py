@@ -15,6 +15,7 @@ from celery import signals, states
 from celery.utils.log import get_logger
 from celery.utils.saferepr import saferepr
 
+from celeriac.brokers.base import Delivery
 from celeriac.hooks import DeliveryReceived, ExecutionFinished, ExecutionStarted, Hook, HookEvent
 from celeriac.protocol.settlement import Outcome
 from celeriac.worker.announce import UserCall, announce, announce_here
@@ -23,6 +24,7 @@ from celeriac.worker.execution import Execution
 from celeriac.worker.lifecycle import Lifecycle
 from celeriac.worker.log import log_ending, log_received
 from celeriac.worker.profile import TaskProfile
+from celeriac.worker.refusal import raw_message
 
 __all__ = ["Perform", "Reporter"]
 
@@ -84,9 +86,10 @@ class Reporter:
             },
         )
 
-    async def refused(self, message: Any, error: BaseException) -> None:
+    async def refused(self, delivery: Delivery, error: BaseException) -> None:
         """A message was no task's: Celery's ``task_rejected``."""
-        await announce(signals.task_rejected, self._consumer, message=message, exc=error)
+        if signals.task_rejected.receivers:
+            await announce(signals.task_rejected, self._consumer, message=raw_message(delivery), exc=error)
 
     async def starting(self, execution: Execution, profile: TaskProfile, perform: Perform) -> None:
         """The function is next."""
@@ -137,7 +140,7 @@ class Reporter:
             announce_here(
                 signals.task_unknown,
                 self._consumer,
-                message=execution.message,
+                message=raw_message(execution.delivery),
                 exc=ending.error,
                 name=execution.name,
                 id=execution.id,
