@@ -17,6 +17,7 @@ from celeriac.redis.scripts import Script
 from celeriac.redis.server import Server
 from celeriac.stores import redis_layout as layout
 from celeriac.stores.base import CancellationFeed, Store, Watch, not_open
+from celeriac.stores.chord_batches import PartBatches
 from celeriac.stores.chords import ChordClaim, ChordPart
 from celeriac.stores.records import EventDraft, RecordFilter, RecordPage, TaskEvent, TaskRecord, Transition
 from celeriac.stores.redis_chords import ChordTimes, RedisChords
@@ -58,6 +59,7 @@ class RedisStore(Store):
         self._server = Server.from_url(url, options)
         self._prefix = layout.key_prefix(options or {})
         self._chords = RedisChords(self._prefix, options or {})
+        self._parts = PartBatches(self._add_parts, lambda: self.chord_claim)
         self._link: Link | None = None
         self._watchers: Watchers | None = None
         self._lookup: _Lookup | None = None
@@ -82,6 +84,7 @@ class RedisStore(Store):
             await asyncio.wait([trimming])
         if link is not None:
             await link.close()
+        await self._parts.drain()
 
     async def transition(self, transitions: Sequence[Transition]) -> None:
         # Nothing may be awaited before this has been sent: it travels with what the broker sends in the same tick.
@@ -224,6 +227,10 @@ class RedisStore(Store):
         await self._chords.extend(self._opened(), group_id, by)
 
     async def add_chord_parts(self, parts: Sequence[ChordPart]) -> builtins.list[ChordClaim]:
+        self._opened()
+        return await self._parts.add(parts)
+
+    async def _add_parts(self, parts: Sequence[ChordPart]) -> builtins.list[ChordClaim]:
         return await self._chords.add(self._opened(), parts, self._chord_times)
 
     async def claimed_chords(self, group_ids: Sequence[str]) -> Collection[str]:

@@ -17,6 +17,7 @@ from celeriac.sql import chords, event_log, groups, records
 from celeriac.sql.database import Database
 from celeriac.sql.transitions import apply_transitions
 from celeriac.stores.base import CancellationFeed, Store, Watch, not_open
+from celeriac.stores.chord_batches import PartBatches
 from celeriac.stores.chords import REMEMBERED, ChordClaim, ChordPart
 from celeriac.stores.entries import to_claims, to_entries, to_event_rows, to_part_rows
 from celeriac.stores.records import EventDraft, RecordFilter, RecordPage, TaskEvent, TaskRecord, Transition
@@ -47,6 +48,7 @@ class SQLStore(Store):
         self._scans = Scans(url)
         self._tail: Tail | None = None
         self._lookup: _Lookup | None = None
+        self._parts = PartBatches(self._add_parts, lambda: self.chord_claim)
         self._lock = asyncio.Lock()
         self._orphans_after = 0
 
@@ -60,6 +62,7 @@ class SQLStore(Store):
     async def close(self) -> None:
         async with self._lock:
             if self._tail is not None:
+                await self._parts.drain()
                 tail, self._tail = self._tail, None
                 await self._scans.close()
                 await self._database.close()
@@ -189,8 +192,10 @@ class SQLStore(Store):
         await self._write(lambda connection: chords.extend(connection, group_id, by, now))
 
     async def add_chord_parts(self, parts: Sequence[ChordPart]) -> builtins.list[ChordClaim]:
-        if not parts:
-            return []
+        self._opened()
+        return await self._parts.add(parts)
+
+    async def _add_parts(self, parts: Sequence[ChordPart]) -> builtins.list[ChordClaim]:
         now, claim_for = time.time(), self.chord_claim
         rows = to_part_rows(parts)
         return to_claims(
