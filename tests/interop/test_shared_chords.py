@@ -120,7 +120,7 @@ async def test_ours_is_the_last(app: Any, store: Store) -> None:
 
 async def test_stock_is_the_last(app: Any, store: Store, kind: str) -> None:
     await store.set_chord_size("g", 2)
-    await asyncio.to_thread(app.backend.add_to_chord, "g", AsyncResult("g-2", app=app))
+    await asyncio.to_thread(app.backend.add_to_chord, "g", None)
     assert await store.add_chord_parts([ours(2, 30)]) == []
     await asyncio.to_thread(bring, app, 0, 1)
     await asyncio.to_thread(bring, app, 1, 2)
@@ -151,35 +151,47 @@ async def test_stocks_failure_comes_as_celery_writes_it(app: Any, store: Store) 
     assert (failed.state, type(error), error.args) == ("FAILURE", KeyError, ("gone",))
 
 
-def nested(app: Any) -> GroupResult:
+def in_shape(app: Any) -> GroupResult:
     inner = GroupResult("inner", [AsyncResult(f"g-{index}", app=app) for index in (1, 2)], app=app)
     return GroupResult("g", [AsyncResult("g-0", app=app), inner], app=app)
 
 
+def shape(app: Any) -> Any:
+    """The shape as JSON keeps it. Not to be called on the loop, as nothing that makes Celery's results is."""
+    return json.loads(json.dumps(in_shape(app).as_tuple()))
+
+
+def restored_shape(app: Any) -> Any:
+    return json.loads(json.dumps(GroupResult.restore("g", app=app).as_tuple()))
+
+
+def apply_chord(app: Any, *, nested: bool) -> None:
+    """What ``chord.run`` asks of the backend before it publishes the header."""
+    results = in_shape(app).results if nested else [AsyncResult(f"g-{index}", app=app) for index in range(3)]
+    app.backend.apply_chord(("g", results), body_of(app))
+    app.backend.set_chord_size("g", 3)
+
+
 async def test_the_shape_that_we_keep_is_stocks(app: Any, store: Store) -> None:
-    await store.save_chord_header("g", json.dumps(nested(app).as_tuple()))
+    expected = await asyncio.to_thread(shape, app)
+    await store.save_chord_header("g", json.dumps(expected))
     await store.set_chord_size("g", 3)
-    restored = await asyncio.to_thread(GroupResult.restore, "g", app=app)
-    assert restored.as_tuple() == nested(app).as_tuple()
+    assert await asyncio.to_thread(restored_shape, app) == expected
     for index in range(3):
         await asyncio.to_thread(bring, app, index, index)
     assert called(app) == [[0, [1, 2]]]
 
 
 async def test_the_shape_that_stock_keeps_is_ours(app: Any, store: Store) -> None:
-    header = nested(app)
-    await asyncio.to_thread(app.backend.apply_chord, (header.id, header.results), body_of(app))
-    await asyncio.to_thread(app.backend.set_chord_size, "g", 3)
+    await asyncio.to_thread(lambda: apply_chord(app, nested=True))
     (claim,) = await store.add_chord_parts([ours(index, index) for index in range(3)])
     assert claim.header is not None
-    assert json.loads(claim.header) == json.loads(json.dumps(header.as_tuple()))
+    assert json.loads(claim.header) == await asyncio.to_thread(shape, app)
 
 
 async def test_a_plain_header_has_no_shape(app: Any, store: Store) -> None:
-    results = [AsyncResult("g-0", app=app)]
-    await asyncio.to_thread(app.backend.apply_chord, ("g", results), body_of(app))
-    await asyncio.to_thread(app.backend.set_chord_size, "g", 1)
-    (claim,) = await store.add_chord_parts([ours(0, 0)])
+    await asyncio.to_thread(lambda: apply_chord(app, nested=False))
+    (claim,) = await store.add_chord_parts([ours(index, index) for index in range(3)])
     assert claim.header is None
     assert called(app) == []
 
