@@ -6,6 +6,7 @@ from collections.abc import Callable, Iterator
 from typing import Any
 
 from celery.app.defaults import DEFAULTS
+from celery.app.task import Task as CeleryTask
 
 from celeriac.worker.autoscale import Autoscaler
 
@@ -14,6 +15,7 @@ __all__ = ["unsupported"]
 _USE_PROCESSES = "Use -P processes."
 _OWN_PROCESS = f"this worker runs tasks in its own process, which goes on. {_USE_PROCESSES}"
 _NO_CHILDREN = "this worker has no child processes."
+_OWN_ENGINE = "a database is opened in the one way that is safe between processes."
 
 
 def _is_set(name: str) -> Callable[[Any], bool]:
@@ -60,6 +62,14 @@ _TABLE: tuple[tuple[str, Callable[[Any], bool], str], ...] = (
     ),
     ("worker_timer", _is_set("worker_timer"), "delayed tasks of this worker wait in the broker."),
     (
+        "result_failure_expires",
+        lambda worker: worker.app.conf.result_failure_expires is not None,
+        "all records are kept equally long. Use result_expires.",
+    ),
+    ("database_engine_options", _differs("database_engine_options"), _OWN_ENGINE),
+    ("database_engine_callback", _is_set("database_engine_callback"), _OWN_ENGINE),
+    ("database_short_lived_sessions", _is_set("database_short_lived_sessions"), _OWN_ENGINE),
+    (
         "worker_autoscaler",
         lambda worker: (
             getattr(worker, "autoscaler", None) is not None and not isinstance(worker.autoscaler, Autoscaler)
@@ -76,6 +86,7 @@ def unsupported(worker: Any) -> list[str]:
     return [
         *(f"{setting} has no effect: {why}" for setting, asked, why in _TABLE if asked(worker)),
         *_consumer_steps(worker),
+        *_custom_requests(worker),
     ]
 
 
@@ -85,4 +96,13 @@ def _consumer_steps(worker: Any) -> Iterator[str]:
         yield (
             f"Bootsteps of the consumer are not started: {names}. This worker's consumer is no kombu consumer. "
             'Make them steps of the worker (app.steps["worker"]), or use -P processes.'
+        )
+
+
+def _custom_requests(worker: Any) -> Iterator[str]:
+    names = sorted(task.name for task in worker.app.tasks.values() if task.Request != CeleryTask.Request)
+    if names:
+        yield (
+            f"Request classes of tasks have no effect: {', '.join(names)}. This worker makes no such requests. "
+            "Use handlers of the task (on_failure, …) or signals."
         )

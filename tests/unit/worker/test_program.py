@@ -63,3 +63,22 @@ def test_an_agent_is_named() -> None:
 def test_a_setting_without_effect_is_named_once(setting: str, value: Any) -> None:
     (sentence,) = unsupported(worker_of(conf={setting: value}))
     assert sentence.startswith(f"{setting} has no effect: ")
+
+
+def test_settings_of_a_database_engine_are_named() -> None:
+    conf = {"database_engine_options": {"echo": True}, "database_short_lived_sessions": True}
+    sentences = unsupported(worker_of(conf=conf))
+    assert [sentence.split()[0] for sentence in sentences] == [
+        "database_engine_options",
+        "database_short_lived_sessions",
+    ]
+
+
+def test_tasks_with_a_request_class_of_their_own_are_named() -> None:
+    worker = worker_of()
+
+    @worker.app.task(name="special", Request="requests:Special")  # type: ignore[untyped-decorator]
+    def special() -> None: ...
+
+    (sentence,) = unsupported(worker)
+    assert "special" in sentence
