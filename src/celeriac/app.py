@@ -139,7 +139,7 @@ class Celery(celery.Celery):  # type: ignore[misc]
         else:
             name = task if isinstance(task, str) else task.name
         registered = self._registered(name)
-        args, kwargs = self._dump(registered, args, kwargs or {})
+        args, kwargs = self._prepare(registered, args, kwargs or {}, options)
         return await self.submit(name, args, kwargs, options, registered)
 
     async def enqueue_many(
@@ -159,13 +159,12 @@ class Celery(celery.Celery):  # type: ignore[misc]
                 )
             name, raw_args, raw_kwargs, options = compat.merge_signature(signature, (), None, {})
             registered = self._registered(name)
-            args, kwargs = self._dump(registered, raw_args, raw_kwargs)
+            args, kwargs = self._prepare(registered, raw_args, raw_kwargs, options)
             try:
                 call = connection.calls.build(name, args, kwargs, options)
             except NotNative:
                 raise ConfigurationError(
-                    f"enqueue_many cannot publish {name} with a serializer, a compression or an exchange of its own; "
-                    "use enqueue."
+                    f"enqueue_many cannot publish {name} by a connection of its own, nor by protocol 1; use enqueue."
                 ) from None
             calls.append(call)
             handles.append(self._handle(call.task_id, registered))
@@ -180,7 +179,7 @@ class Celery(celery.Celery):  # type: ignore[misc]
         options: dict[str, Any],
         task: Any = None,
     ) -> TaskHandle[Any]:
-        """Publish a call whose arguments are JSON values already; what ``task.enqueue`` ends in."""
+        """Publish a call whose arguments are what its serializer takes; what ``task.enqueue`` ends in."""
         connection = self._connections.current() or await self._connections.here()
         deadline = options.pop("deadline", None)
         try:
@@ -200,7 +199,7 @@ class Celery(celery.Celery):  # type: ignore[misc]
         deadline: float | None,
         task: Any,
     ) -> TaskHandle[Any]:
-        """Publish by Celery's own code, in a thread, what asks for a serializer, a compression or an exchange."""
+        """Publish by Celery's own code, in a thread, what asks for a connection of its own, or for protocol 1."""
         owner = options.pop("owner", None)
         limit = self.settings.publish_deadline if deadline is None else deadline
         try:
@@ -262,12 +261,12 @@ class Celery(celery.Celery):  # type: ignore[misc]
         return self._tasks.get(name)
 
     @staticmethod
-    def _dump(
-        task: Any, args: Sequence[Any], kwargs: Mapping[str, Any]
+    def _prepare(
+        task: Any, args: Sequence[Any], kwargs: Mapping[str, Any], options: Mapping[str, Any]
     ) -> tuple[Sequence[Any], Mapping[str, Any]]:
         if isinstance(task, Task) and task.typing:
             schema: ArgumentSchema = task.schema
-            return schema.dump(tuple(args), dict(kwargs))
+            return schema.prepare(tuple(args), dict(kwargs), options.get("serializer") or task.serializer)
         return args, kwargs
 
     # -- looking -------------------------------------------------------------------------------------------------

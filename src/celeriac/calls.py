@@ -91,7 +91,11 @@ class CallBuilder:
         self._clock = Clock(app)
 
     def build(
-        self, name: str, args: Sequence[Any], kwargs: Mapping[str, Any], options: Mapping[str, Any]
+        self,
+        name: str,
+        args: Sequence[Any] | None,
+        kwargs: Mapping[str, Any] | None,
+        options: Mapping[str, Any],
     ) -> Call:
         """Make the call of the task ``name``; ``args`` and ``kwargs`` hold what its serializer can express.
 
@@ -101,6 +105,7 @@ class CallBuilder:
         """
         if self._protocol != 2:
             raise NotNative(name)
+        args, kwargs = args or (), kwargs or {}
         destination, merged = self._routes.find(name, args, kwargs, options)
         return self._assemble(name, args, kwargs, destination, merged)
 

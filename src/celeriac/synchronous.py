@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterable
-from datetime import datetime
+from collections.abc import Callable, Iterable, Mapping
+from datetime import UTC, datetime
 from functools import partial
 from typing import Any
 
@@ -16,7 +16,9 @@ from kombu.utils.functional import maybe_list
 from celeriac.calls import planned
 from celeriac.errors import StoreUnavailable
 from celeriac.planning import active_plan
-from celeriac.protocol.codec import dumps
+from celeriac.protocol.codec import dumps_record
+from celeriac.protocol.v1 import upgrade
+from celeriac.routing import recorded_queue
 from celeriac.stores.records import Transition
 
 __all__ = ["DurableControl", "RecordingAMQP"]
@@ -38,47 +40,49 @@ class RecordingAMQP(AMQP):  # type: ignore[misc]
 
     def _record(self, name: str, message: Any, options: dict[str, Any]) -> None:
         backend = self.app.backend
-        if not hasattr(backend, "record_published") or "id" not in message.headers:
+        if not hasattr(backend, "record_published"):
             return
+        first, embed = _first_transition(self, name, message, options)
         try:
-            first = _first_transition(self.app, name, message, options)
             root_id = first.root_id or first.task_id
-            backend.record_published([first, *planned(message.body[2], root_id=root_id, at=first.at)])
+            backend.record_published([first, *planned(embed, root_id=root_id, at=first.at)])
         except StoreUnavailable as exc:
             # The task itself is the broker's business; its worker makes up for the record.
-            logger.warning("The store did not record task %s: %s", message.headers["id"], exc)
+            logger.warning("The store did not record task %s: %s", first.task_id, exc)
 
 
-def _first_transition(app: Any, name: str, message: Any, options: dict[str, Any]) -> Transition:
-    headers = message.headers
-    queue = options.get("queue") or options.get("routing_key") or app.conf.task_default_queue
-    args, kwargs, _embed = message.body
-    return Transition(
-        task_id=headers["id"],
+def _first_transition(
+    amqp: Any, name: str, message: Any, options: dict[str, Any]
+) -> tuple[Transition, Mapping[str, Any]]:
+    """The record of a message of Celery's, the same that ``enqueue`` starts, and what follows the task."""
+    if isinstance(message.body, dict):  # protocol v1
+        facts, (args, kwargs, embed) = upgrade(message.headers, message.body)
+    else:
+        facts, (args, kwargs, embed) = message.headers, message.body
+    queue = options.get("queue") or amqp.default_queue
+    transition = Transition(
+        task_id=facts["id"],
         state="PENDING",
         at=time.time(),
         name=name,
-        queue=getattr(queue, "name", queue),
-        args=_text(args),
-        kwargs=_text(kwargs),
-        root_id=headers["root_id"],
-        parent_id=headers["parent_id"],
-        group_id=headers["group"],
-        eta=_epoch(headers["eta"]),
-        expires=_epoch(headers["expires"]),
-        retries=headers["retries"],
+        queue=recorded_queue(queue, options.get("exchange"), options.get("routing_key") or ""),
+        args=dumps_record(args),
+        kwargs=dumps_record(kwargs),
+        root_id=facts.get("root_id") or facts["id"],
+        parent_id=facts.get("parent_id"),
+        group_id=facts["group"],
+        eta=_epoch(facts["eta"]),
+        expires=_epoch(facts["expires"]),
+        retries=facts["retries"],
     )
-
-
-def _text(value: Any) -> str:
-    try:
-        return dumps(value)
-    except TypeError:
-        return dumps(repr(value))  # for pickle's eyes only
+    return transition, embed
 
 
 def _epoch(moment: str | None) -> float | None:
-    return datetime.fromisoformat(moment).timestamp() if moment else None
+    if not moment:
+        return None
+    when = datetime.fromisoformat(moment)
+    return (when if when.tzinfo else when.replace(tzinfo=UTC)).timestamp()
 
 
 class DurableControl(Control):  # type: ignore[misc]

@@ -96,6 +96,7 @@ class Task(CeleryTask, Generic[P, R]):  # type: ignore[misc]
         name: str
         max_retries: int | None
         default_retry_delay: float
+        serializer: str
 
         @property
         def request(self) -> Any:
@@ -148,7 +149,8 @@ class Task(CeleryTask, Generic[P, R]):  # type: ignore[misc]
         self, args: Sequence[Any], kwargs: Mapping[str, Any], options: dict[str, Any]
     ) -> TaskHandle[R]:
         if self.typing:
-            args, kwargs = self.schema.dump(tuple(args), dict(kwargs))
+            serializer = options.get("serializer") or self.serializer
+            args, kwargs = self.schema.prepare(tuple(args), dict(kwargs), serializer)
         handle: TaskHandle[R] = await self.app.submit(self.name, args, kwargs, options, self)
         return handle
 
@@ -204,8 +206,9 @@ class Task(CeleryTask, Generic[P, R]):  # type: ignore[misc]
         self, args: Any = None, kwargs: Any = None, task_id: str | None = None, **options: Any
     ) -> Any:
         """Celery's synchronous publish. It blocks: in a coroutine, use ``await task.enqueue(…)``."""
-        if self.typing and options.get("serializer") != "pickle":
-            args, kwargs = self.schema.dump(tuple(args or ()), dict(kwargs or {}))
+        if self.typing:
+            serializer = options.get("serializer") or self.serializer
+            args, kwargs = self.schema.prepare(tuple(args or ()), dict(kwargs or {}), serializer)
         return super().apply_async(args, kwargs, task_id, **options)
 
     def signature_from_request(self, request: Any = None, *args: Any, **kwargs: Any) -> Signature:

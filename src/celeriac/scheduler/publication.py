@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from celery.beat import BeatLazyFunc
@@ -44,8 +44,8 @@ class EntryPublisher:
         task = self._app.tasks.get(entry.task)
         if task is not None and has_custom(task, "apply_async"):
             return None
-        args = [_evaluated(value) for value in entry.args or ()]
-        kwargs = {key: _evaluated(value) for key, value in (entry.kwargs or {}).items()}
+        args: Sequence[Any] = [_evaluated(value) for value in entry.args or ()]
+        kwargs: Mapping[str, Any] = {key: _evaluated(value) for key, value in (entry.kwargs or {}).items()}
         options = {**entry.options}
         options["headers"] = {**(options.get("headers") or {}), "celery_beat_task": True}
         try:

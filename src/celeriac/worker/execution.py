@@ -14,7 +14,7 @@ from pydantic_core import to_jsonable_python
 from celeriac.brokers.base import Delivery
 from celeriac.compat import RunsTask, TaskRequest, trailed_children
 from celeriac.planning import Plan
-from celeriac.protocol.codec import dumps
+from celeriac.protocol.codec import dumps, dumps_record
 from celeriac.protocol.message import TaskMessage
 from celeriac.stores.records import EventDraft, Transition
 from celeriac.worker.records import RecordWriter
@@ -258,21 +258,14 @@ def _is_kombus(message: TaskMessage) -> bool:
 def _call_of(message: TaskMessage) -> dict[str, Any]:
     """What the first record of a call says beside its task: whoever publishes natively has written it."""
     return {
-        "args": _json(message.args),
-        "kwargs": _json(message.kwargs),
+        "args": dumps_record(message.args),
+        "kwargs": dumps_record(message.kwargs),
         "root_id": message.root_id,
         "parent_id": message.parent_id,
         "group_id": message.group_id,
         "eta": message.eta and message.eta.timestamp(),
         "expires": message.expires and message.expires.timestamp(),
     }
-
-
-def _json(value: Any) -> str:
-    try:
-        return dumps(value)
-    except TypeError:
-        return dumps(repr(value))  # for pickle's eyes only
 
 
 def request_values(execution: Execution) -> dict[str, Any]:
