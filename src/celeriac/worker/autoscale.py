@@ -7,6 +7,7 @@ wait, and shrinks to what it has used when that was less for ``AUTOSCALE_KEEPALI
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import time
 from collections.abc import Awaitable, Callable
 from typing import Any
@@ -84,21 +85,20 @@ class Autoscaler:
     ) -> None:
         """Scale for ever. ``waiting`` tells how many messages wait, ``resize`` adds slots or takes some away."""
         loop = asyncio.get_running_loop()
-        self._qty = lambda: slots.taken  # type: ignore[method-assign]
+        self._qty = lambda: slots.used  # type: ignore[method-assign]
         self._changed = lambda: loop.call_soon_threadsafe(slots.filled.set)  # type: ignore[assignment]
-        needed, needed_at = slots.taken, time.monotonic()
+        most, since = slots.used, time.monotonic()
         while True:
             slots.filled.clear()
             size = self.pool.limit
-            if slots.free <= 0 and size < self.max_concurrency:
-                size = min(self.max_concurrency, size + await _count(waiting))
-            if slots.taken >= needed:
-                needed, needed_at = slots.taken, time.monotonic()
-            elif time.monotonic() - needed_at > self.keepalive:
-                size, needed, needed_at = needed, slots.taken, time.monotonic()
+            most = max(most, slots.used)
+            if slots.used >= size and size < self.max_concurrency:
+                size += await _count(waiting)
+            elif time.monotonic() - since > self.keepalive:
+                size, most, since = most, slots.used, time.monotonic()
             self._resize(size, resize)
-            with_timeout = asyncio.wait_for(slots.filled.wait(), _LOOK)
-            await asyncio.gather(with_timeout, return_exceptions=True)
+            with contextlib.suppress(TimeoutError):
+                await asyncio.wait_for(slots.filled.wait(), _LOOK)
 
     def _resize(self, size: int, resize: Callable[[int], None]) -> None:
         size = max(1, self.min_concurrency, min(size, self.max_concurrency))

@@ -27,6 +27,7 @@ class Slots:
 
     def __init__(self, capacity: int) -> None:
         self.capacity = capacity
+        self.reserved = 0
         self._taken = 0
         self._freed = asyncio.Event()
         #: Set when the fetcher finds no slot that is free.
@@ -38,8 +39,9 @@ class Slots:
         return self.capacity - self._taken
 
     @property
-    def taken(self) -> int:
-        return self._taken
+    def used(self) -> int:
+        """How many are taken, without those that the fetcher keeps for what the broker is about to answer."""
+        return self._taken - self.reserved
 
     def take(self, count: int) -> None:
         """Take slots, free or not."""
@@ -171,11 +173,13 @@ class Fetcher:
             return
         # Beforehand: while the broker answers, a task that has waited for its rate limit may want one.
         self._slots.take(free)
+        self._slots.reserved = free
         deliveries: Sequence[Delivery] = ()
         try:
             # Never cancelled: what a cancelled receive has taken would be lost until its lease ends.
             deliveries = (await self._broker.receive(queues, free)).deliveries
         finally:
+            self._slots.reserved = 0
             self._slots.release(free - len(deliveries))
         if deliveries:
             batch = asyncio.ensure_future(self._start(deliveries))
