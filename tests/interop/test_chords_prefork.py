@@ -1,9 +1,12 @@
-"""Chords of stock workers with processes of their own on one SQLite file: counted, with nobody who polls."""
+"""Chords on one SQLite file: of stock workers with processes of their own, and of one of them and one of ours.
+
+They are counted, and nobody polls for them.
+"""
 
 from __future__ import annotations
 
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -55,9 +58,31 @@ def die(sender=None, **_):
 """
 
 
+# The same tasks on our worker; what goes to the queue ``ours`` is its, the rest the stock worker's.
+_OURS = """
+import pathlib
+import celeriac
+
+here = pathlib.Path(__file__).parent
+app = celeriac.Celery("ours", broker=f"sqlite:///{here}/celery.db", set_as_current=False)
+app.conf.task_default_queue = "ours"
+
+@app.task(name="add", shared=False)
+async def add(x, y):
+    if y < 0:
+        raise ValueError("unlucky", x)
+    return x + y
+
+@app.task(name="total", shared=False)
+async def total(numbers: list):
+    return sum(sum(each) if isinstance(each, list) else each for each in numbers)
+"""
+
+
 @pytest.fixture
 def app(tmp_path: Path) -> Iterator[Any]:
     (tmp_path / "stock.py").write_text(_APP)
+    (tmp_path / "ours.py").write_text(_OURS)
     namespace: dict[str, Any] = {"__file__": str(tmp_path / "stock.py"), "__name__": "stock"}
     exec(compile(_APP, "stock.py", "exec"), namespace)
     yield namespace["app"]
@@ -65,13 +90,13 @@ def app(tmp_path: Path) -> Iterator[Any]:
 
 
 @pytest.fixture
-def start(tmp_path: Path) -> Iterator[Callable[[], Process]]:
+def start(tmp_path: Path) -> Iterator[Callable[..., Process]]:
     launcher = Launcher()
 
-    def worker() -> Process:
-        options = ["-P", "prefork", "-c", "3", "--loglevel=info", "--without-gossip", "--without-mingle"]
+    def worker(name: str = "stock:app", *options: str) -> Process:
+        pool = options or ("-P", "prefork", "-c", "3", "--without-gossip", "--without-mingle")
         started = launcher.start(
-            [sys.executable, "-m", "celery", "-A", "stock:app", "worker", *options], cwd=tmp_path
+            [sys.executable, "-m", "celery", "-A", name, "worker", "--loglevel=info", *pool], cwd=tmp_path
         )
         started.wait_for_line(r" ready\.")
         return started
@@ -81,7 +106,7 @@ def start(tmp_path: Path) -> Iterator[Callable[[], Process]]:
 
 
 def test_stock_processes_complete_chords_without_polling(
-    app: Any, start: Callable[[], Process], tmp_path: Path
+    app: Any, start: Callable[..., Process], tmp_path: Path
 ) -> None:
     worker = start()
     add, total, note, widen = (app.tasks[name] for name in ("add", "total", "note", "widen"))
@@ -97,14 +122,14 @@ def test_stock_processes_complete_chords_without_polling(
 
     failing = celery.chord([add.s(1, 1), add.s(1, -1)], app=app)(total.s().on_error(note.s()))
     with pytest.raises(ChordError, match=r"Dependency .* raised ValueError\('unlucky', 1\)"):
-        failing.get(timeout=30)
+        failing.get(timeout=30, follow_parents=False)
     assert (tmp_path / "noted").read_text().startswith(f"{failing.id} Dependency")
 
     assert "chord_unlock" not in worker.output.partition(" ready.")[2]
 
 
 def test_a_worker_that_dies_before_the_body_is_published_does_not_lose_the_chord(
-    app: Any, start: Callable[[], Process], tmp_path: Path
+    app: Any, start: Callable[..., Process], tmp_path: Path
 ) -> None:
     (tmp_path / "bomb").touch()
     worker = start()
@@ -114,3 +139,33 @@ def test_a_worker_that_dies_before_the_body_is_published_does_not_lose_the_chord
     (tmp_path / "bomb").unlink()
     start()
     assert chord.get(timeout=40) == 6
+
+
+@pytest.fixture
+def both(start: Callable[..., Process]) -> list[Process]:
+    return [start(), start("ours:app", "-Q", "ours", "-n", "ours@here")]
+
+
+def on(app: Any, queue: str, name: str, *args: Any) -> Any:
+    return app.tasks[name].s(*args).set(queue=queue)
+
+
+@pytest.mark.parametrize("last", ["celery", "ours"])
+def test_a_stock_worker_and_ours_complete_chords_together(app: Any, both: list[Process], last: str) -> None:
+    def half(numbers: Iterable[int]) -> list[Any]:
+        return [on(app, ("celery", "ours")[n % 2], "add", n, n) for n in numbers]
+
+    chords = [celery.chord(half(range(20)), on(app, last, "total"), app=app)() for _ in range(5)]
+    assert [chord.get(timeout=30) for chord in chords] == [2 * sum(range(20))] * 5
+    nested = celery.chord(
+        [*half([1]), celery.group(half([2, 3]), app=app)], on(app, last, "total"), app=app
+    )()
+    assert nested.get(timeout=30) == 12
+
+    for unlucky in ("celery", "ours"):
+        failing = celery.chord(
+            [*half(range(4)), on(app, unlucky, "add", 7, -1)], on(app, last, "total"), app=app
+        )()
+        with pytest.raises(ChordError, match=r"Dependency .* raised ValueError\('unlucky', 7\)"):
+            failing.get(timeout=30, follow_parents=False)
+    assert not any("chord_unlock" in worker.output.partition(" ready.")[2] for worker in both)
