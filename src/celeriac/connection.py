@@ -14,6 +14,7 @@ from celeriac.calls import CallBuilder
 from celeriac.config import Settings
 from celeriac.publisher import Publisher
 from celeriac.stores.base import Store
+from celeriac.stores.chords import claim_seconds
 from celeriac.stores.urls import store_for
 
 __all__ = ["Connection", "Connections"]
@@ -94,6 +95,8 @@ class Connections:
             expires=settings.result_expires,
             options=settings.result_transport_options,
         )
+        store.chord_claim = claim_seconds(self._app.conf.result_chord_join_timeout)
+        store.chord_expires = self._app.conf.result_chord_expires
         # Canvas asks for it on the loop, and finding its class reads files.
         compat.set_backend(self._app, await asyncio.to_thread(self._app._get_backend))
         await broker.open()

@@ -9,6 +9,7 @@ import celery
 from celery import _state, chain, group
 from celery.app.task import Context
 from celery.app.task import Task as CeleryTask
+from celery.backends import redis
 from celery.backends.base import Backend
 from celery.canvas import Signature
 from celery.utils.threads import _LocalStack
@@ -77,3 +78,18 @@ def test_custom_handlers_are_recognised_and_inherited_ones_are_not() -> None:
 
     assert compat.has_custom(Mine(), "on_success")
     assert not compat.has_custom(Mine(), "on_failure")
+
+
+def test_the_scripts_by_which_chords_are_counted_take_and_give_what_they_did() -> None:
+    # celeriac.stores.redis_chords runs them; what they do is tested on a server.
+    assert "return {readycount, totaldiff, size, claimed}" in redis.CHORD_PART_RETURN_LUA
+    assert "return {-1, 0, 0, 0}" in redis.CHORD_PART_RETURN_LUA
+    for script, keys, arguments in (
+        (redis.CHORD_PART_RETURN_LUA, 6, 8),
+        (redis.CHORD_CLEANUP_LUA, 5, 2),
+        (redis.CHORD_CLAIM_EXTEND_LUA, 2, 2),
+    ):
+        assert f"KEYS[{keys}]" in script
+        assert f"KEYS[{keys + 1}]" not in script
+        assert f"ARGV[{arguments}]" in script
+        assert f"ARGV[{arguments + 1}]" not in script
