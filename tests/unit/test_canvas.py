@@ -249,3 +249,14 @@ async def test_a_cancelled_part_fails_its_chord(celery: Celery) -> None:
         async with run_embedded(celery, concurrency=20):
             with pytest.raises(ChordError, match="cancelled-part"):
                 await handle.result(10)
+
+
+async def test_the_errbacks_of_a_failed_body_are_its_children(celery: Celery, tasks: Tasks) -> None:
+    body = tasks.total.s().on_error(tasks.old.s())
+    handle = await celery.enqueue(chord([tasks.add.s(1, 1), tasks.boom.s()], body))
+    assert await asyncio.wait_for(tasks.heard.get(), 5) == ("old", handle.id)
+    with pytest.raises(ChordError):
+        await handle.result(5)
+    # Celery calls errbacks of the old style as a group.
+    [[_group, [[[errback, _parent], _none]]]] = (await handle.record()).children or []
+    assert (await celery.handle(errback).record()).name == "old"

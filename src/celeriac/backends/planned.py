@@ -35,8 +35,10 @@ class PlannedBackend(Backend):  # type: ignore[misc]
             return super().store_result(
                 task_id, result, state, traceback=traceback, request=request, **options
             )
-        value = self.encode_result(result, state)
-        plan.transitions.append(self._step(task_id, value, state, traceback, request))
+        step = self._step(task_id, self.encode_result(result, state), state, traceback, request)
+        if request is None and (children := self.current_task_children()):
+            step.children = self._text(children)  # of the task that fails others: the errbacks it has called
+        plan.transitions.append(step)
         return result
 
     def get_state(self, task_id: str) -> str:
