@@ -11,6 +11,7 @@ from celery.utils.log import get_logger
 
 from celeriac.brokers.base import Broker, Delivery
 from celeriac.errors import BrokerUnavailable
+from celeriac.protocol.exchanges import Binding
 
 __all__ = ["Fetcher", "Patience", "Slots"]
 
@@ -106,7 +107,10 @@ class Patience:
 
 
 class Fetcher:
-    """Receives deliveries of ``queues`` for free slots and hands them to ``start``, batch by batch."""
+    """Receives deliveries of ``queues`` for free slots and hands them to ``start``, batch by batch.
+
+    ``bindings`` are those of the queues to their exchanges.
+    """
 
     def __init__(
         self,
@@ -115,9 +119,12 @@ class Fetcher:
         slots: Slots,
         start: Callable[[Sequence[Delivery]], Awaitable[None]],
         patience: Patience = Patience(),
+        bindings: Callable[[], Sequence[Binding]] = tuple,
     ) -> None:
         self._broker = broker
         self._queues = queues
+        self._bindings = bindings
+        self._bound: Sequence[str] = ()
         self._slots = slots
         self._start = start
         self._patience = patience
@@ -171,6 +178,10 @@ class Fetcher:
         if not queues:
             await self._unless_poked(asyncio.sleep(1))
             return
+        if queues != self._bound:
+            # Who publishes to an exchange finds these queues by their bindings, as those of stock workers.
+            await self._broker.bind(self._bindings())
+            self._bound = queues
         # Beforehand: while the broker answers, a task that has waited for its rate limit may want one.
         self._slots.take(free)
         self._slots.reserved = free

@@ -13,6 +13,8 @@ from celery.utils.log import get_logger
 from celeriac.brokers.base import Delivery
 from celeriac.connection import Connection
 from celeriac.errors import StoreUnavailable
+from celeriac.protocol.exchanges import Binding
+from celeriac.routing import bindings_of
 from celeriac.worker.actions import Actions
 from celeriac.worker.autoscale import Autoscaler
 from celeriac.worker.control import ControlThread
@@ -102,7 +104,9 @@ class Service:
         patience = Patience(
             settings.connection_retry_on_startup, settings.connection_retry, settings.connection_max_retries
         )
-        self.fetcher = Fetcher(connection.broker, self._queues, self.slots, self._start, patience)
+        self.fetcher = Fetcher(
+            connection.broker, self._queues, self.slots, self._start, patience, self._bindings
+        )
         self._control = ControlThread(
             self._consumer,
             app=self.app,
@@ -164,6 +168,10 @@ class Service:
 
     def _queues(self) -> Sequence[str]:
         return list(self.app.amqp.queues.consume_from)
+
+    def _bindings(self) -> list[Binding]:
+        queues = self.app.amqp.queues.consume_from.values()
+        return [binding for queue in queues for binding in bindings_of(queue)]
 
     async def _waiting_messages(self) -> int:
         broker = (await self.app._connections.here()).broker

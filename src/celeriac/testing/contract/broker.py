@@ -13,6 +13,7 @@ Every test wants an empty server. Cases that need what the broker's ``capabiliti
 from __future__ import annotations
 
 from celeriac.testing.contract.broker_delivery import DeliveryCases
+from celeriac.testing.contract.broker_exchanges import ExchangeCases
 from celeriac.testing.contract.broker_leases import LeaseCases
 from celeriac.testing.contract.broker_settling import SettlingCases
 from celeriac.testing.contract.broker_waiting import WaitingCases
@@ -20,7 +21,7 @@ from celeriac.testing.contract.broker_waiting import WaitingCases
 __all__ = ["BrokerContract"]
 
 
-class BrokerContract(DeliveryCases, SettlingCases, LeaseCases, WaitingCases):
+class BrokerContract(DeliveryCases, ExchangeCases, SettlingCases, LeaseCases, WaitingCases):
     """All cases.
 
     The fixtures to give:

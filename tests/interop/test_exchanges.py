@@ -1,0 +1,161 @@
+"""Exchanges between stock clients and consumers, and ours: messages arrive where a stock publisher's would."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator, Callable, Iterator
+from contextlib import asynccontextmanager, suppress
+from typing import Any
+from uuid import uuid4
+
+import celery
+import pytest
+from celery.utils.nodenames import worker_direct
+from kombu import Connection, Exchange, Queue
+
+from celeriac import Celery
+from celeriac.worker.embedded import run_embedded
+
+
+@pytest.fixture(params=["sqlite", "redis"])
+def url(request: pytest.FixtureRequest) -> str:
+    fixture = {"sqlite": "database_url", "redis": "redis_url"}[request.param]
+    return str(request.getfixturevalue(fixture))
+
+
+@pytest.fixture
+def marked() -> str:
+    """Makes names that no other test uses on the server."""
+    return uuid4().hex[:8]
+
+
+@pytest.fixture
+def stock(url: str) -> Iterator[celery.Celery]:
+    """A client that knows nothing of the worker's queues."""
+    app = celery.Celery("stock", broker=url, set_as_current=False)
+    yield app
+    app.close()
+
+
+@pytest.fixture
+def consume(url: str) -> Iterator[Callable[[Queue], Callable[[], list[str]]]]:
+    """Consumes from a queue by kombu; returns what takes the ids of the tasks that came."""
+    connections: list[Connection] = []
+
+    def consume(queue: Queue) -> Callable[[], list[str]]:
+        connection = Connection(url)
+        connections.append(connection)
+        found: list[str] = []
+
+        def on_message(message: Any) -> None:
+            found.append(message.headers["id"])
+            message.ack()
+
+        consumer = connection.Consumer(queue, on_message=on_message)
+        consumer.consume()
+        # What a subscription is answered with is an event, too.
+        with suppress(TimeoutError):
+            while not found:
+                connection.drain_events(timeout=0.2)
+
+        def take() -> list[str]:
+            with suppress(TimeoutError):
+                while not found:
+                    connection.drain_events(timeout=5)
+            taken, found[:] = list(found), []
+            return taken
+
+        return take
+
+    yield consume
+    for connection in connections:
+        connection.close()
+
+
+@asynccontextmanager
+async def working(url: str, mark: str, **conf: Any) -> AsyncIterator[tuple[Celery, asyncio.Queue[Any]]]:
+    """An app of ours with a worker on two queues, and what its task was called with."""
+    app = Celery("ours", broker=url, backend=url, set_as_current=False)
+    app.conf.update(
+        task_queues=[
+            Queue(f"videos-{mark}", Exchange(f"media-{mark}", "topic"), "media.video.#"),
+            Queue(f"keyed-{mark}", Exchange(f"direct-{mark}"), "the-key"),
+        ],
+        task_default_queue=f"keyed-{mark}",
+        **conf,
+    )
+    seen: asyncio.Queue[Any] = asyncio.Queue()
+
+    @app.task(name="see")
+    async def see(value: Any) -> Any:
+        await seen.put(value)
+        return value
+
+    async with app, run_embedded(app, concurrency=2):
+        yield app, seen
+
+
+async def test_stock_clients_reach_the_queues_of_our_worker(
+    url: str, marked: str, stock: celery.Celery
+) -> None:
+    stock.conf.task_default_queue = f"of-no-importance-{marked}"
+    async with working(url, marked) as (app, seen):
+        async with asyncio.timeout(20):
+            # What binds the queues is the first look for messages.
+            while not await app.broker.bindings(f"direct-{marked}"):
+                await asyncio.sleep(0.01)
+
+            def publish() -> None:
+                stock.send_task("see", ("direct",), exchange=f"direct-{marked}", routing_key="the-key")
+                media = Queue(f"videos-{marked}", Exchange(f"media-{marked}", "topic"), "media.video.#")
+                stock.send_task("see", ("topic",), queue=media, routing_key="media.video.x")
+
+            await asyncio.to_thread(publish)
+            assert {await seen.get(), await seen.get()} == {"direct", "topic"}
+
+
+async def test_ours_reach_the_queues_that_a_stock_consumer_has_bound(
+    url: str, marked: str, consume: Callable[[Queue], Callable[[], list[str]]]
+) -> None:
+    exchange = Exchange(f"media-{marked}", "topic")
+    everything = await asyncio.to_thread(consume, Queue(f"all-{marked}", exchange, "media.#"))
+    async with working(url, marked) as (app, seen):
+        async with asyncio.timeout(20):
+            handle = await app.enqueue(
+                "see", ("both",), queue=f"videos-{marked}", routing_key="media.video.long"
+            )
+            assert await seen.get() == "both"
+            assert await asyncio.to_thread(everything) == [handle.id]
+            by_key = await app.enqueue(
+                "see", ("only there",), exchange=f"media-{marked}", routing_key="media.image"
+            )
+            assert await asyncio.to_thread(everything) == [by_key.id]
+            assert seen.empty()
+
+
+async def test_everybody_who_listens_to_a_fanout_exchange_hears_ours(
+    url: str, marked: str, consume: Callable[[Queue], Callable[[], list[str]]]
+) -> None:
+    fan = Exchange(f"fan-{marked}", "fanout")
+    listeners = [
+        await asyncio.to_thread(consume, Queue(f"fan-{marked}-{number}", fan, auto_delete=True))
+        for number in range(2)
+    ]
+    app = Celery("ours", broker=url, backend=url, set_as_current=False)
+    app.conf.task_queues = [Queue(f"fan-{marked}-0", fan)]
+    async with app:
+        handle = await app.enqueue("see", (1,), queue=f"fan-{marked}-0")
+        for take in listeners:
+            assert await asyncio.to_thread(take) == [handle.id]
+
+
+async def test_a_worker_has_a_queue_of_its_own(url: str, marked: str, stock: celery.Celery) -> None:
+    async with working(url, marked, worker_direct=True) as (app, seen):
+        direct = next(name for name in app.amqp.queues.consume_from if name.endswith(".dq2"))
+        hostname = direct.removesuffix(".dq2")
+        async with asyncio.timeout(20):
+            handle = await app.enqueue("see", ("ours",), queue=worker_direct(hostname))
+            assert await seen.get() == "ours"
+            assert (await handle.record()).queue == direct
+            await asyncio.to_thread(stock.send_task, "see", ("stock",), queue=worker_direct(hostname))
+            assert await seen.get() == "stock"
