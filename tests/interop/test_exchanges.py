@@ -138,11 +138,11 @@ async def test_everybody_who_listens_to_a_fanout_exchange_hears_ours(
 ) -> None:
     fan = Exchange(f"fan-{marked}", "fanout")
     listeners = [
-        await asyncio.to_thread(consume, Queue(f"fan-{marked}-{number}", fan, auto_delete=True))
+        await asyncio.to_thread(consume, Queue(f"fan-{marked}-{number}", fan, "news", auto_delete=True))
         for number in range(2)
     ]
     app = Celery("ours", broker=url, backend=url, set_as_current=False)
-    app.conf.task_queues = [Queue(f"fan-{marked}-0", fan)]
+    app.conf.task_queues = [Queue(f"fan-{marked}-0", fan, "news")]
     async with app:
         handle = await app.enqueue("see", (1,), queue=f"fan-{marked}-0")
         for take in listeners:
