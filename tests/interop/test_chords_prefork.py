@@ -60,12 +60,15 @@ def die(sender=None, **_):
 
 # The same tasks on our worker; what goes to the queue ``ours`` is its, the rest the stock worker's.
 _OURS = """
-import pathlib
+import os, pathlib, signal
 import celeriac
+from celery.signals import before_task_publish
 
 here = pathlib.Path(__file__).parent
 app = celeriac.Celery("ours", broker=f"sqlite:///{here}/celery.db", set_as_current=False)
-app.conf.task_default_queue = "ours"
+app.conf.update(
+    task_default_queue="ours", broker_transport_options={"visibility_timeout": 2}, result_chord_join_timeout=5.0
+)
 
 @app.task(name="add", shared=False)
 async def add(x, y):
@@ -76,6 +79,11 @@ async def add(x, y):
 @app.task(name="total", shared=False)
 async def total(numbers: list):
     return sum(sum(each) if isinstance(each, list) else each for each in numbers)
+
+@before_task_publish.connect(weak=False)
+def die(sender=None, **_):
+    if sender == "total" and (here / "bomb").exists():
+        os.kill(os.getpid(), signal.SIGKILL)
 """
 
 
@@ -128,16 +136,18 @@ def test_stock_processes_complete_chords_without_polling(
     assert "chord_unlock" not in worker.output.partition(" ready.")[2]
 
 
+@pytest.mark.parametrize("queue", ["celery", "ours"])
 def test_a_worker_that_dies_before_the_body_is_published_does_not_lose_the_chord(
-    app: Any, start: Callable[..., Process], tmp_path: Path
+    app: Any, start: Callable[..., Process], tmp_path: Path, queue: str
 ) -> None:
+    arguments = () if queue == "celery" else ("ours:app", "-Q", "ours")
     (tmp_path / "bomb").touch()
-    worker = start()
-    add, total = (app.tasks[name] for name in ("add", "total"))
-    chord = celery.chord([add.s(n, n) for n in range(3)], app=app)(total.s())
+    worker = start(*arguments)
+    chord = celery.chord([on(app, queue, "add", n, n) for n in range(3)], on(app, queue, "total"), app=app)()
     worker.wait(30)
     (tmp_path / "bomb").unlink()
-    start()
+    # The message comes again after two seconds, long before the claim of the worker that has died expires.
+    start(*arguments)
     assert chord.get(timeout=40) == 6
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import builtins
 from abc import ABC, abstractmethod
 from collections.abc import Collection, Mapping, Sequence
@@ -12,6 +13,9 @@ from celeriac.stores.chords import CLAIM, ChordClaim, ChordPart
 from celeriac.stores.records import EventDraft, RecordFilter, RecordPage, TaskEvent, TaskRecord, Transition
 
 __all__ = ["Store", "Watch", "not_open"]
+
+#: Seconds between two looks at a chord that somebody else has claimed.
+_PAUSE = 0.25
 
 
 class Watch(ABC):
@@ -138,6 +142,17 @@ class Store(ABC):
         then calls :meth:`finish_chord`. A claim expires after ``chord_claim`` seconds, so that the last part, when it
         is delivered again because its worker died before the body was published, claims the chord again.
         """
+
+    async def add_chord_parts_again(self, parts: Sequence[ChordPart]) -> builtins.list[ChordClaim]:
+        """Like :meth:`add_chord_parts`, for parts that were delivered again: they may be the last chance of a chord.
+
+        Where somebody has claimed the chord, and may have died since, this waits until it is done or the claim expires.
+        """
+        while not (claims := await self.add_chord_parts(parts)):
+            if not await self.claimed_chords([part.group_id for part in parts]):
+                break
+            await asyncio.sleep(_PAUSE)
+        return claims
 
     @abstractmethod
     async def claimed_chords(self, group_ids: Sequence[str]) -> Collection[str]:

@@ -105,15 +105,18 @@ class Successors:
             error = backend.exception_to_python(record.result)
             await self._tell(execution, partial(fail_successors, backend), error, record.traceback)
 
-    async def carry_out(self, plan: Plan) -> None:
-        """Do what was planned, and what that leads to. Raises what no waiting helps against."""
+    async def carry_out(self, plan: Plan, *, again: bool = False) -> None:
+        """Do what was planned, and what that leads to. Raises what no waiting helps against.
+
+        ``again``: on behalf of a task that was delivered again.
+        """
         await _insist(lambda: prepare(plan, self._store))
         if plan.calls or plan.foreign:
             await _insist(lambda: publish(plan, self._publisher))
         for errback in plan.errbacks:
             await _call_errback(errback)
         if plan.parts:
-            await self._count(plan.parts)
+            await self._count(plan.parts, again=again)
 
     def _backend_of(self, execution: Execution) -> Any:
         return (execution.task or self._app).backend
@@ -124,7 +127,7 @@ class Successors:
             return
         part = ChordPart(message.group_id, message.id, message.group_index, states.SUCCESS, result)
         try:
-            await self._count([Part(part, message.chord)])
+            await self._count([Part(part, message.chord)], again=execution.redelivered)
         except Exception:
             logger.exception("Task %s[%s]: its chord could not be told", execution.name, execution.id)
 
@@ -134,7 +137,7 @@ class Successors:
             known = await self._states(chain_ids(execution.message.chain))
             with self._planning(known) as plan:
                 function(execution.request, *arguments)
-            await self.carry_out(plan)
+            await self.carry_out(plan, again=execution.redelivered)
         except Exception:
             logger.exception("Task %s[%s]: what follows it could not be told", execution.name, execution.id)
 
@@ -149,9 +152,10 @@ class Successors:
         with collecting(Plan(self._app, self._calls, states=known, ahead=False)) as plan:
             yield plan
 
-    async def _count(self, parts: list[Part]) -> None:
+    async def _count(self, parts: list[Part], *, again: bool = False) -> None:
         """Count parts of chords; whoever brings the last one calls the body."""
-        claims = await _insist(lambda: self._store.add_chord_parts([each.part for each in parts]))
+        add = self._store.add_chord_parts_again if again else self._store.add_chord_parts
+        claims = await _insist(lambda: add([each.part for each in parts]))
         bodies = {each.part.group_id: each.body for each in parts}
         for claim in claims:
             outcome = await _insist(partial(gather, self._app, self._store, claim))
@@ -197,10 +201,12 @@ async def _call_errback(errback: Errback) -> None:
     """Call an errback of the new style, which takes request, exception and traceback; a ``def`` one in a thread."""
     signature = errback.signature
     try:
-        if inspect.iscoroutinefunction(inspect.unwrap(signature.type.run)):
+        if inspect.iscoroutinefunction(signature.type.run):
             await signature(*errback.arguments)
-        else:
-            await asyncio.to_thread(signature, *errback.arguments)
+            return
+        value = await asyncio.to_thread(signature, *errback.arguments)
+        if inspect.isawaitable(value):  # of a plain function around a coroutine function
+            await value
     except Exception:
         logger.exception("Errback %r raised an exception", signature.name)
 

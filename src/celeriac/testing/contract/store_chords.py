@@ -150,6 +150,19 @@ class ChordCases(StoreFixtures):
         assert not await store.finish_chord(lost)
         assert await other_store.finish_chord(claim)
 
+    async def test_a_part_that_comes_again_waits_for_the_claimant(
+        self, store: Store, other_store: Store
+    ) -> None:
+        store.chord_claim = 1.0
+        await store.set_chord_size("g", 1)
+        lost = await _claim(store, [_part(0)])
+        (claim,) = await other_store.add_chord_parts_again([_part(0)])
+        assert claim.token != lost.token
+        waiting = asyncio.create_task(store.add_chord_parts_again([_part(0)]))
+        await other_store.finish_chord(claim)
+        assert await waiting == []
+        assert await store.add_chord_parts_again([_part(0, "unknown")]) == []
+
     async def test_who_is_late_may_finish_what_nobody_else_has_claimed(self, store: Store) -> None:
         store.chord_claim = 1.0
         await store.set_chord_size("g", 1)
