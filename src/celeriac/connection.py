@@ -13,6 +13,7 @@ from celeriac.brokers.urls import broker_for
 from celeriac.calls import CallBuilder
 from celeriac.config import Settings
 from celeriac.publisher import Publisher
+from celeriac.sent import SentEvents, announcing
 from celeriac.stores.base import Store
 from celeriac.stores.chords import claim_seconds
 from celeriac.stores.urls import store_for
@@ -105,6 +106,8 @@ class Connections:
         except BaseException:
             await broker.close()
             raise
+        if self._app.conf.task_send_sent_event:
+            broker = announcing(broker, await asyncio.to_thread(SentEvents, self._app))
         publisher = Publisher(broker, store, deadline=settings.publish_deadline)
         return Connection(broker, store, publisher, CallBuilder(self._app))
 

@@ -124,18 +124,19 @@ class RemoteSite:
     @contextmanager
     def events(self) -> Iterator[Events]:
         """Capture events while the context lasts."""
-        events, ready, stop = Events(), threading.Event(), threading.Event()
+        events, ready = Events(), threading.Event()
 
         class Receiver(EventReceiver):  # type: ignore[misc]
             def on_consume_ready(self, *_args: Any, **_kwargs: Any) -> None:
                 ready.set()
 
+        receivers = []
+
         def capture() -> None:
             with self.client.connection_for_read() as connection:
-                receiver = Receiver(connection, app=self.client, handlers={"*": events.append})
-                for _ in receiver.itercapture(timeout=None, wakeup=False):
-                    if stop.is_set():
-                        return
+                receivers.append(Receiver(connection, app=self.client, handlers={"*": events.append}))
+                for _ in receivers[0].itercapture(timeout=None, wakeup=False):
+                    pass
 
         thread = threading.Thread(target=capture, daemon=True)
         thread.start()
@@ -143,7 +144,8 @@ class RemoteSite:
         try:
             yield events
         finally:
-            stop.set()
+            receivers[0].should_stop = True
+            thread.join(10)
 
 
 @pytest.fixture(scope="module", params=["sqlite", "redis"])

@@ -12,6 +12,7 @@ from datetime import UTC, datetime
 from typing import Any
 
 from celery import signals, states
+from celery.exceptions import Retry
 from celery.utils.log import get_logger
 from celery.utils.saferepr import saferepr
 
@@ -117,6 +118,9 @@ class Reporter:
         """The message is settled."""
         log_ending(execution, ending)
         event = _EVENTS.get(ending.outcome)
+        if ending.outcome is Outcome.REJECTED:
+            # It will never run again, so Celery tells of a failure as well.
+            self._send(execution, "task-failed", lambda: _error_fields(ending))
         if event is not None:
             self._send(execution, event, lambda: _event_fields(execution, ending))
         if ending.outcome in (Outcome.REVOKED, Outcome.EXPIRED) and signals.task_revoked.receivers:
@@ -171,7 +175,13 @@ def _event_fields(execution: Execution, ending: Ending) -> dict[str, Any]:
         }
     if ending.outcome in (Outcome.REJECTED, Outcome.REJECTED_REQUEUE):
         return {"requeue": ending.outcome is Outcome.REJECTED_REQUEUE}
-    return {"exception": saferepr(ending.error), "traceback": ending.traceback}
+    return _error_fields(ending)
+
+
+def _error_fields(ending: Ending) -> dict[str, Any]:
+    # Of a retry, what it was asked for with.
+    error = ending.error.exc if isinstance(ending.error, Retry) else ending.error
+    return {"exception": saferepr(error), "traceback": ending.traceback}
 
 
 def _signum(execution: Execution, ending: Ending) -> int | None:
