@@ -11,10 +11,11 @@ from typing import Any
 import pytest
 from tests.acceptance.processes import Launcher, Process
 from tests.interop import transport_app
+from tests.interop.canvas_site import canvas_places, place
 from tests.interop.redis_site import redis_site
 from tests.interop.remote_site import remote_site
 
-__all__ = ["Stock", "redis_site", "remote_site", "stock", "wait_until"]
+__all__ = ["Stock", "canvas_places", "place", "redis_site", "remote_site", "stock", "wait_until"]
 
 _ROOT = Path(__file__).parents[2]
 
