@@ -1,7 +1,8 @@
 """One line when a task is received, one when it has ended.
 
 In Celery's words, under the names of Celery's loggers and with the mapping that Celery adds as ``record.data``, so that
-what reads, filters or formats its logs does so with ours.
+what reads, filters or formats its logs does so with ours. Its ``LOG_…`` formats may be replaced, as in
+https://docs.celeryq.dev/en/stable/userguide/extending.html#customizing-task-handling-logs.
 """
 
 from __future__ import annotations
@@ -9,6 +10,7 @@ from __future__ import annotations
 import logging
 from typing import Any
 
+from celery.app import trace as celery_trace
 from celery.utils.log import get_logger
 from celery.utils.saferepr import saferepr
 from kombu.utils.encoding import safe_repr
@@ -23,11 +25,11 @@ _received = get_logger("celery.worker.strategy")
 _traced = get_logger("celery.app.trace")
 _requested = get_logger("celery.worker.request")
 
-#: What is no success, and no failure of the function: the logger, the level, and the words.
+#: What is no success, and no failure of the function: the logger, the level, and the words, or the name of Celery's.
 _WORDS: dict[Outcome, tuple[logging.Logger, int, str]] = {
-    Outcome.RETRIED: (_traced, logging.INFO, "Task %(name)s[%(id)s] retry: %(exc)s"),
-    Outcome.IGNORED: (_traced, logging.INFO, "Task %(name)s[%(id)s] ignored"),
-    Outcome.REJECTED: (_traced, logging.WARNING, "Task %(name)s[%(id)s] %(exc)s"),
+    Outcome.RETRIED: (_traced, logging.INFO, "LOG_RETRY"),
+    Outcome.IGNORED: (_traced, logging.INFO, "LOG_IGNORED"),
+    Outcome.REJECTED: (_traced, logging.WARNING, "LOG_REJECTED"),
     Outcome.REJECTED_REQUEUE: (
         _traced,
         logging.WARNING,
@@ -74,7 +76,7 @@ def log_received(execution: Execution) -> None:
             "kwargs": execution.kwargsrepr,
             "eta": execution.message.eta,
         }
-        _received.info("Task %(name)s[%(id)s] received", context, extra={"data": context})
+        _received.info(celery_trace.LOG_RECEIVED, context, extra={"data": context})
 
 
 def log_soft_limit(execution: Execution, limit: float) -> None:
@@ -105,9 +107,7 @@ def _log_success(execution: Execution, ending: Ending) -> None:
         "args": execution.argsrepr,
         "kwargs": execution.kwargsrepr,
     }
-    _traced.info(
-        "Task %(name)s[%(id)s] succeeded in %(runtime)ss: %(return_value)s", context, extra={"data": context}
-    )
+    _traced.info(celery_trace.LOG_SUCCESS, context, extra={"data": context})
 
 
 def _log_failure(execution: Execution, ending: Ending) -> None:
@@ -118,7 +118,7 @@ def _log_failure(execution: Execution, ending: Ending) -> None:
     context["description"] = "raised expected" if expected else "raised unexpected"
     _traced.log(
         logging.INFO if expected else logging.ERROR,
-        "Task %(name)s[%(id)s] %(description)s: %(exc)s",
+        celery_trace.LOG_FAILURE,
         context,
         exc_info=None if expected else ending.error,
         extra={"data": context},
@@ -134,7 +134,7 @@ def _log_other(execution: Execution, ending: Ending) -> None:
         context["exc"] = str(ending.error)
     elif ending.outcome is Outcome.TIMED_OUT:
         context["limit"] = ending.error.args[0] if ending.error and ending.error.args else "?"
-    logger.log(level, words, context, extra={"data": context})
+    logger.log(level, getattr(celery_trace, words, words), context, extra={"data": context})
 
 
 def _context(execution: Execution, ending: Ending) -> dict[str, Any]:
