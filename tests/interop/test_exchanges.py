@@ -12,6 +12,7 @@ import celery
 import pytest
 from celery.utils.nodenames import worker_direct
 from kombu import Connection, Exchange, Queue
+from kombu.common import Broadcast
 
 from celeriac import Celery
 from celeriac.worker.embedded import run_embedded
@@ -159,3 +160,32 @@ async def test_a_worker_has_a_queue_of_its_own(url: str, marked: str, stock: cel
             assert (await handle.record()).queue == direct
             await asyncio.to_thread(stock.send_task, "see", ("stock",), queue=worker_direct(hostname))
             assert await seen.get() == "stock"
+
+
+async def test_every_worker_gets_what_is_broadcast(url: str, marked: str, stock: celery.Celery) -> None:
+    name = f"all-{marked}"
+    stock.conf.task_queues = [Broadcast(name)]
+    heard: asyncio.Queue[tuple[int, str]] = asyncio.Queue()
+
+    def worker(number: int) -> Celery:
+        app = Celery("ours", broker=url, backend=url, set_as_current=False)
+        app.conf.task_queues = [Broadcast(name)]
+
+        @app.task(name="hear")
+        async def hear(value: str) -> None:
+            await heard.put((number, value))
+
+        return app
+
+    first, second = worker(1), worker(2)
+    async with first, run_embedded(first, concurrency=1), second, run_embedded(second, concurrency=1):
+        async with asyncio.timeout(20):
+            # A worker listens before it looks into its own queue.
+            for app in (first, second):
+                [queue] = app.amqp.queues.consume_from
+                await app.enqueue("hear", ("own",), queue=Queue(queue))
+            assert {await heard.get(), await heard.get()} == {(1, "own"), (2, "own")}
+            await first.enqueue("hear", ("ours",), queue=name)
+            await asyncio.to_thread(stock.send_task, "hear", ("stock",), queue=name)
+            seen = {await heard.get() for _ in range(4)}
+    assert seen == {(number, value) for number in (1, 2) for value in ("ours", "stock")}

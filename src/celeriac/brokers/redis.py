@@ -17,7 +17,7 @@ from uuid import uuid4
 
 from celeriac.brokers.base import Broker, DeadLetter, Delivery, Publication, Received, Settlement
 from celeriac.brokers.exchanges import to_queues
-from celeriac.brokers.redis_exchanges import ExchangeLayout, to_listeners
+from celeriac.brokers.redis_exchanges import ExchangeLayout, Listeners, to_listeners
 from celeriac.brokers.redis_keys import Layout, script
 from celeriac.brokers.redis_messages import (
     Tags,
@@ -31,7 +31,7 @@ from celeriac.brokers.redis_stock import StockRestorer
 from celeriac.brokers.redis_tending import Tender
 from celeriac.brokers.redis_waiting import Waiting
 from celeriac.errors import BrokerUnavailable
-from celeriac.protocol.exchanges import Binding
+from celeriac.protocol.exchanges import Binding, is_fanout
 from celeriac.protocol.settlement import Action
 from celeriac.redis.link import Link
 from celeriac.redis.scripts import Script
@@ -77,6 +77,7 @@ class RedisBroker(Broker):
         self._server = Server.from_url(url, options)
         self._layout = Layout(options, self._server.db)
         self._exchanges = ExchangeLayout(self._layout, options, self._server.db)
+        self._listeners = Listeners(self._server, self._layout, self._exchanges)
         self._tags = Tags(self._layout)
         self._opening = asyncio.Lock()
         self._opened: Link | None = None
@@ -113,6 +114,7 @@ class RedisBroker(Broker):
         async with self._opening:
             link, self._opened = self._opened, None
             if link is not None:
+                self._listeners.close()
                 await self._tender.close()
                 await self._waiting.close()
                 await link.close()
@@ -141,12 +143,17 @@ class RedisBroker(Broker):
         queued = await to_queues(self.bindings, queued)
         for each in heard:
             text = envelope_of(each, self._layout, uuid4().hex)[1]
-            await self._link.send("PUBLISH", self._exchanges.channel_of(each), text)
+            await self._link.send(
+                "PUBLISH", self._exchanges.channel_of(each.exchange, each.routing_key), text
+            )
         return queued
 
     async def bind(self, bindings: Sequence[Binding]) -> None:
-        """Remember bindings where kombu looks for them."""
+        """Remember bindings where kombu looks for them; those to fanout exchanges last as long as this broker."""
         for each in bindings:
+            if is_fanout(each):
+                await self._listeners.listen(self._link, each)
+                continue
             member = self._exchanges.member(each)
             for table in self._exchanges.tables_of(each.exchange):
                 await self._link.send("SADD", table, member)

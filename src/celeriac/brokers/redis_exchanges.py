@@ -2,14 +2,21 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+import asyncio
+import logging
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from celeriac.brokers.base import Publication
 from celeriac.brokers.redis_keys import Layout
 from celeriac.protocol.exchanges import Binding
+from celeriac.redis.link import Link
+from celeriac.redis.server import Server
+from celeriac.redis.subscriber import Subscriber
 
-__all__ = ["ExchangeLayout", "to_listeners"]
+__all__ = ["ExchangeLayout", "Listeners", "to_listeners"]
+
+logger = logging.getLogger("celeriac.redis")
 
 
 class ExchangeLayout:
@@ -44,10 +51,45 @@ class ExchangeLayout:
         routing_key, pattern, queue = member.decode().split(self._separator)
         return Binding(exchange, routing_key, queue, pattern)
 
-    def channel_of(self, publication: Publication) -> str:
-        """The channel on which the listeners of a fanout exchange hear a message."""
-        key = publication.routing_key
-        return f"{self._channel}{publication.exchange}{f'/{key}' if key and self._patterns else ''}"
+    def channel_of(self, exchange: str, routing_key: str) -> str:
+        """The channel on which the listeners of a fanout exchange hear messages with a routing key."""
+        return f"{self._channel}{exchange}{f'/{routing_key}' if routing_key and self._patterns else ''}"
+
+
+class Listeners:
+    """Queues that are bound to fanout exchanges: what is said on a channel is put into them while this process lives.
+
+    So such a message is under a lease like all others from the moment it is heard.
+    """
+
+    def __init__(self, server: Server, layout: Layout, exchanges: ExchangeLayout) -> None:
+        self._server = server
+        self._layout = layout
+        self._exchanges = exchanges
+        self._stops: dict[Binding, Callable[[], None]] = {}
+
+    async def listen(self, link: Link, binding: Binding) -> None:
+        """Fill the binding's queue from now on. Raises BrokerUnavailable."""
+        if binding in self._stops:
+            return
+        queue = self._layout.plain_list_of(binding.queue)
+
+        def put(message: bytes) -> None:
+            link.send("LPUSH", queue, message).add_done_callback(_complain)
+
+        channel = self._exchanges.channel_of(binding.exchange, binding.routing_key)
+        self._stops[binding] = await Subscriber.shared(self._server).listen(channel, put)
+
+    def close(self) -> None:
+        """Listen no more."""
+        for stop in self._stops.values():
+            stop()
+        self._stops.clear()
+
+
+def _complain(put: asyncio.Future[Any]) -> None:
+    if not put.cancelled() and (error := put.exception()) is not None:
+        logger.error("A message for all who listen could not be kept: %s", error)
 
 
 def to_listeners(

@@ -13,7 +13,7 @@ from typing import NamedTuple
 
 from kombu.transport.virtual.exchange import TopicExchange
 
-__all__ = ["Binding", "QueueOptions", "binding", "matching"]
+__all__ = ["Binding", "QueueOptions", "binding", "is_fanout", "matching"]
 
 #: What a fanout binding matches: any routing key, even an empty one.
 _ANYTHING = "^"
@@ -49,6 +49,11 @@ def binding(exchange: str, exchange_type: str, routing_key: str, queue: str) -> 
     elif exchange_type == "topic":
         pattern = _topic.key_to_pattern(routing_key)
     return Binding(exchange, routing_key, queue, pattern)
+
+
+def is_fanout(bound: Binding) -> bool:
+    """Whether the binding takes everything that its exchange gets, as those to fanout exchanges do."""
+    return bound.pattern == _ANYTHING
 
 
 def matching(bindings: Iterable[Binding], routing_key: str) -> list[str]:

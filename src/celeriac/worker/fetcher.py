@@ -180,7 +180,14 @@ class Fetcher:
             return
         if queues != self._bound:
             # Who publishes to an exchange finds these queues by their bindings, as those of stock workers.
-            await self._broker.bind(self._bindings())
+            try:
+                await self._broker.bind(self._bindings())
+            except BrokerUnavailable as exc:
+                if not exc.permanent:
+                    raise
+                logger.warning(
+                    "Who publishes to an exchange will not find the queues of this worker: %s", exc
+                )
             self._bound = queues
         # Beforehand: while the broker answers, a task that has waited for its rate limit may want one.
         self._slots.take(free)
