@@ -21,6 +21,7 @@ from celeriac.canvas import enqueue_canvas
 from celeriac.connection import Connection, Connections
 from celeriac.errors import ConfigurationError, PublishTimeout
 from celeriac.handle import TaskHandle
+from celeriac.maps import define_maps
 from celeriac.planning import NoProducer, active_plan
 from celeriac.redis.urls import celery_url
 from celeriac.stores.base import Store
@@ -53,6 +54,7 @@ class Celery(celery.Celery):  # type: ignore[misc]
     def __init__(self, main: str | None = None, **options: Any) -> None:
         self._connections = Connections(self)
         super().__init__(main, **options)
+        self.on_after_finalize.connect(define_maps)
 
     def _load_config(self) -> Any:
         conf = super()._load_config()
@@ -140,6 +142,8 @@ class Celery(celery.Celery):  # type: ignore[misc]
             name = task if isinstance(task, str) else task.name
         registered = self._registered(name)
         args, kwargs = self._prepare(registered, args, kwargs or {}, options)
+        if not isinstance(task, str) and isinstance(registered, Task) and compat.is_always_eager(self):
+            return await registered.run_eagerly(args, kwargs, options)
         return await self.submit(name, args, kwargs, options, registered)
 
     async def enqueue_many(

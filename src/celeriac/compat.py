@@ -36,9 +36,11 @@ __all__ = [
     "calls_inline",
     "chain_ids",
     "current_execution",
+    "enter_eager_call",
     "enter_execution",
     "fail_successors",
     "has_custom",
+    "is_always_eager",
     "is_lazy_header",
     "is_plain_signature",
     "key_stack_by_context",
@@ -88,6 +90,12 @@ def push_task(execution: object, task: Any) -> None:
 def pop_task(execution: object) -> None:
     """Take it away again, and whatever the task left behind on the stack."""
     _tasks_by_key.pop(execution, None)
+
+
+class EagerCall:
+    """Tells the stacks of a call apart that is made here and now: its coroutine may run in another thread."""
+
+    __slots__ = ()
 
 
 class RunsTask:
@@ -162,7 +170,13 @@ def leave_execution(token: Token[Any]) -> None:
 
 def current_execution() -> Any:
     """The worker's execution that this code runs in, else ``None``."""
-    return _execution.get()
+    execution = _execution.get()
+    return None if type(execution) is EagerCall else execution
+
+
+def enter_eager_call() -> Token[Any] | None:
+    """Give an eager call stacks of its own, unless it has them from the execution or the call that makes it."""
+    return None if _execution.get() is not None else _execution.set(EagerCall())
 
 
 class TaskRequest(Context):  # type: ignore[misc]
@@ -181,6 +195,21 @@ class TaskRequest(Context):  # type: ignore[misc]
     @headers.setter
     def headers(self, value: Any) -> None:
         self.__dict__["_headers"] = value
+
+
+def is_always_eager(app: Any) -> bool:
+    """The setting ``task_always_eager``, without the walk through all of ``celery.app.utils.Settings``' maps.
+
+    ``changes`` is what was set on ``app.conf`` itself; what a configuration object said does not change.
+    """
+    conf = app.conf
+    changed = conf.changes.get("task_always_eager")
+    if changed is None:
+        known = vars(app)
+        if "_configured_eager" not in known:
+            known["_configured_eager"] = bool(conf.task_always_eager)
+        changed = known["_configured_eager"]
+    return bool(changed)
 
 
 def set_defaults(conf: Any, defaults: Mapping[str, Any]) -> None:

@@ -1,15 +1,36 @@
-"""Run a coroutine, or an async generator, to its end where nobody awaits: in Celery's own, synchronous tracer."""
+"""Tasks that are run here and now, by Celery's own, synchronous tracer: ``task.apply()``, ``task_always_eager``.
+
+https://docs.celeryq.dev/en/stable/userguide/testing.html
+"""
 
 from __future__ import annotations
 
 import asyncio
 import contextvars
 import inspect
-from collections.abc import AsyncIterator, Awaitable
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from typing import Any
+from contextvars import ContextVar
+from dataclasses import dataclass
+from typing import Any, NoReturn, cast
 
-__all__ = ["run_to_end"]
+from celery import states
+
+from celeriac.handle import R, TaskHandle
+from celeriac.stores.records import TaskEvent, TaskRecord
+
+__all__ = ["EagerExecution", "EagerHandle", "run_apart", "run_to_end"]
+
+#: The loop of whoever waits for an eager call: a coroutine runs there, where what it uses belongs.
+_home: ContextVar[asyncio.AbstractEventLoop | None] = ContextVar("celeriac_home", default=None)
+
+
+async def run_apart(function: Callable[..., Any], args: Sequence[Any], options: Mapping[str, Any]) -> Any:
+    """Make an eager call in a thread; its coroutines run on the loop of the caller."""
+    context = contextvars.copy_context()
+    loop = asyncio.get_running_loop()
+    context.run(_home.set, loop)
+    return await loop.run_in_executor(None, lambda: context.run(function, *args, **options))
 
 
 def run_to_end(value: Any) -> Any:
@@ -21,12 +42,17 @@ def run_to_end(value: Any) -> Any:
         value = _exhaust(value)
     if not inspect.isawaitable(value):
         return value
-    try:
-        asyncio.get_running_loop()
-    except RuntimeError:
-        return asyncio.run(_await(value))
-    with ThreadPoolExecutor(1) as thread:
-        return thread.submit(contextvars.copy_context().run, asyncio.run, _await(value)).result()
+    home = _home.get()
+    if _runs_here():
+        with ThreadPoolExecutor(1) as thread:
+            return thread.submit(contextvars.copy_context().run, asyncio.run, _await(value)).result()
+    if home is not None and home.is_running():
+        return asyncio.run_coroutine_threadsafe(_await(value), home).result()
+    return asyncio.run(_await(value))
+
+
+def _runs_here() -> bool:
+    return asyncio._get_running_loop() is not None
 
 
 async def _await(value: Awaitable[Any]) -> Any:
@@ -36,3 +62,68 @@ async def _await(value: Awaitable[Any]) -> Any:
 async def _exhaust(values: AsyncIterator[Any]) -> None:
     async for _ in values:
         pass
+
+
+@dataclass(frozen=True, slots=True)
+class EagerExecution:
+    """What a ``TaskContext`` stands for where Celery's tracer runs the task: nobody follows its progress."""
+
+    name: str
+    request: Any
+
+    @property
+    def id(self) -> str:
+        return str(self.request.id)
+
+    def progress(self, current: float, total: float | None, note: str) -> None:
+        """Nothing."""
+
+    def emit(self, value: Any) -> None:
+        """Nothing."""
+
+
+class EagerHandle(TaskHandle[R]):
+    """What ``enqueue`` returns where ``task_always_eager`` is set: the task has ended, and there is no record of it."""
+
+    __slots__ = ("_ended",)
+
+    def __init__(self, ended: Any, load_result: Callable[[Any], Any] | None = None) -> None:
+        super().__init__(ended.id, _no_store, load_result)
+        self._ended = ended
+
+    async def record(self) -> TaskRecord:
+        """What is known of the task."""
+        ended = self._ended
+        result = ended.result if ended.state == states.SUCCESS else _described(ended.result)
+        return TaskRecord(
+            id=self.id, state=ended.state, name=ended.name, result=result, traceback=ended.traceback
+        )
+
+    async def result(self, timeout: float | None = None) -> R:
+        """What the task returned. Raises what it raised."""
+        if self._ended.state in states.PROPAGATE_STATES:
+            error = self._ended.result
+            raise error if isinstance(error, BaseException) else RuntimeError(error)
+        value = self._ended.result
+        return cast("R", self._load_result(value) if self._load_result else value)
+
+    async def events(self, after: str | None = None) -> AsyncIterator[TaskEvent]:
+        """None: nobody was there to see them."""
+        return
+        yield
+
+    async def cancel(self) -> bool:
+        """False: it has ended."""
+        return False
+
+
+def _described(error: Any) -> dict[str, Any]:
+    return {
+        "exc_type": type(error).__qualname__,
+        "exc_message": [str(argument) for argument in getattr(error, "args", ())],
+        "exc_module": type(error).__module__,
+    }
+
+
+def _no_store() -> NoReturn:
+    raise LookupError("A task that was run eagerly has no record.")

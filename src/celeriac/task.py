@@ -22,9 +22,17 @@ from celery.app.task import Task as CeleryTask
 from celery.canvas import Signature
 
 from celeriac.arguments import ArgumentSchema
-from celeriac.compat import RequestStack, current_execution, refuse_cancelled
-from celeriac.context import context_parameters
-from celeriac.eager import run_to_end
+from celeriac.autoretry import retries_itself, retrying
+from celeriac.compat import (
+    RequestStack,
+    current_execution,
+    enter_eager_call,
+    is_always_eager,
+    leave_execution,
+    refuse_cancelled,
+)
+from celeriac.context import TaskContext, context_parameters
+from celeriac.eager import EagerExecution, EagerHandle, run_apart, run_to_end
 from celeriac.handle import TaskHandle
 
 if TYPE_CHECKING:
@@ -151,8 +159,22 @@ class Task(CeleryTask, Generic[P, R]):  # type: ignore[misc]
         if self.typing:
             serializer = options.get("serializer") or self.serializer
             args, kwargs = self.schema.prepare(tuple(args), dict(kwargs), serializer)
+        if is_always_eager(self.app):
+            return await self.run_eagerly(args, kwargs, options)
         handle: TaskHandle[R] = await self.app.submit(self.name, args, kwargs, options, self)
         return handle
+
+    async def run_eagerly(
+        self, args: Sequence[Any], kwargs: Mapping[str, Any], options: dict[str, Any]
+    ) -> TaskHandle[R]:
+        """As Celery does with ``task_always_eager``: arguments travel through the serializer, and nothing is published.
+
+        Raises what the task raises, with ``task_eager_propagates``.
+        """
+        known = {key: value for key, value in options.items() if key not in ("owner", "deadline")}
+        ended = await run_apart(super().apply_async, (tuple(args), dict(kwargs)), known)
+        schema = self.schema
+        return EagerHandle(ended, lambda value: schema.load_result(schema.dump_result(value)))
 
     def __call__(self, *args: P.args, **kwargs: P.kwargs) -> Any:
         """Call the function here and now: a coroutine function's coroutine is the caller's to await.
@@ -164,13 +186,58 @@ class Task(CeleryTask, Generic[P, R]):  # type: ignore[misc]
             request is None
             or request.called_directly
             or request._protected
-            or current_execution() is not None
+            or (current_execution() is not None and not request.is_eager)
         ):
             return super().__call__(*args, **kwargs)
         request._protected = 1
         if not request.is_eager:
             refuse_cancelled(self, request)
-        return run_to_end(self.run(*args, **kwargs))
+        return self._call_as_message(request, args, kwargs)
+
+    def _call_as_message(self, request: Any, args: Any, kwargs: Any) -> Any:
+        """Call the function as our worker does: with arguments that came as JSON, for a result that goes as JSON."""
+        validated = self.typing and self.app.settings.validate_arguments
+        if validated:
+            args, kwargs = self.schema.load(args, kwargs)
+        if wanted := context_parameters(self.function):
+            kwargs = {**kwargs, **dict.fromkeys(wanted, TaskContext(EagerExecution(self.name, request)))}
+        value = run_to_end(self._body(args, kwargs))
+        # Nobody but the caller gets the result of an eager call.
+        return self.schema.dump_result(value) if validated and not request.is_eager else value
+
+    def _body(self, args: Any, kwargs: Any) -> Any:
+        if retries_itself(self) and inspect.iscoroutinefunction(self._orig_run):
+            return retrying(self, self._orig_run(*args, **kwargs))
+        return self.run(*args, **kwargs)
+
+    def apply(self, *args: Any, **options: Any) -> Any:
+        """Run the task here and now, by Celery's own tracer; returns its ``EagerResult``."""
+        token = enter_eager_call()
+        try:
+            return super().apply(*args, **options)
+        finally:
+            if token is not None:
+                leave_execution(token)
+
+    @property
+    def override_max_retries(self) -> int | None:
+        """How often this execution is retried at most, if it has said so: ``self.retry(max_retries=…)`` sets it.
+
+        Of the execution, because others of the same task run beside it. Raises AttributeError if it has said nothing.
+        """
+        try:
+            limit: int | None = vars(self.request)["override_max_retries"]
+        except KeyError:
+            raise AttributeError("override_max_retries") from None
+        return limit
+
+    @override_max_retries.setter
+    def override_max_retries(self, limit: int | None) -> None:
+        vars(self.request)["override_max_retries"] = limit
+
+    @override_max_retries.deleter
+    def override_max_retries(self) -> None:
+        vars(self.request).pop("override_max_retries", None)
 
     @property
     def function(self) -> Callable[..., Any]:

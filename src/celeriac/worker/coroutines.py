@@ -126,7 +126,7 @@ async def _run_limited(
     def on_soft(limit: float) -> None:
         if steered is not None:
             log_soft_limit(execution, limit)
-            steered.throw_in(SoftTimeLimitExceeded(limit))
+            steered.throw_in(SoftTimeLimitExceeded())
 
     with limited(execution, limits, on_soft):
         return await (steered or awaitable)

@@ -8,9 +8,7 @@ import inspect
 from collections.abc import AsyncIterator, Awaitable
 from typing import Any
 
-from celery.exceptions import Ignore, Reject, Retry
-from celery.utils.time import get_exponential_backoff_interval
-
+from celeriac.autoretry import retrying
 from celeriac.context import TaskContext
 from celeriac.worker.coroutines import Limits, run_coroutine
 from celeriac.worker.execution import Execution
@@ -35,7 +33,7 @@ async def invoke(execution: Execution, profile: TaskProfile, thread: TaskThread 
         # A plain function may still hand back something to wait for.
         return await run_coroutine(execution, value, limits) if inspect.isawaitable(value) else value
     if profile.autoretry:
-        return await run_coroutine(execution, _with_autoretry(execution, profile, args, kwargs), limits)
+        return await run_coroutine(execution, _retrying(execution, profile, args, kwargs), limits)
     return await run_coroutine(execution, _call(execution, profile, args, kwargs), limits)
 
 
@@ -55,6 +53,10 @@ def _call(execution: Execution, profile: TaskProfile, args: Any, kwargs: Any) ->
     return _emit_all(execution, result) if profile.kind is Kind.GENERATOR else result
 
 
+async def _retrying(execution: Execution, profile: TaskProfile, args: Any, kwargs: Any) -> Any:
+    return await retrying(profile.task, _call(execution, profile, args, kwargs))
+
+
 async def _emit_all(execution: Execution, values: AsyncIterator[Any]) -> None:
     async with contextlib.aclosing(values) as stream:  # type: ignore[type-var]
         count = 0
@@ -63,28 +65,6 @@ async def _emit_all(execution: Execution, values: AsyncIterator[Any]) -> None:
             count += 1
             if count % _VALUES_IN_A_ROW == 0:
                 await asyncio.sleep(0)
-
-
-async def _with_autoretry(execution: Execution, profile: TaskProfile, args: Any, kwargs: Any) -> Any:
-    """Celery's ``autoretry_for``, ``retry_backoff``, … (``celery.app.autoretry``), for coroutines."""
-    task = profile.task
-    try:
-        return await _call(execution, profile, args, kwargs)
-    except (Ignore, Reject, Retry):
-        raise
-    except tuple(getattr(task, "dont_autoretry_for", ())):
-        raise
-    except tuple(task.autoretry_for) as exc:
-        options = dict(getattr(task, "retry_kwargs", {}))
-        backoff = float(getattr(task, "retry_backoff", False))
-        if backoff:
-            options["countdown"] = get_exponential_backoff_interval(
-                factor=int(max(1.0, backoff)),
-                retries=task.request.retries,
-                maximum=int(getattr(task, "retry_backoff_max", 600)),
-                full_jitter=getattr(task, "retry_jitter", True),
-            )
-        raise task.retry(exc=exc, **options) from exc
 
 
 def _limits(execution: Execution, profile: TaskProfile) -> Limits:

@@ -8,6 +8,7 @@ from enum import Enum
 from typing import Any
 
 from celeriac.arguments import ArgumentSchema
+from celeriac.autoretry import retries_itself
 from celeriac.compat import RequestStack, has_custom, key_stack_by_context
 from celeriac.context import context_parameters
 from celeriac.protocol.settlement import AckSettings
@@ -65,7 +66,7 @@ class TaskProfile:
         self.kind = _kind_of(
             getattr(task, "_decorated_fun", None) or getattr(task, "_orig_run", None) or task.run
         )
-        self.autoretry = self.kind is not Kind.FUNCTION and hasattr(task, "_orig_run")
+        self.autoretry = self.kind is not Kind.FUNCTION and retries_itself(task)
         self.call = _callable_of(task, self.autoretry)
         self.schema: ArgumentSchema | None = None
         if isinstance(task, Task) and task.typing and validate:
