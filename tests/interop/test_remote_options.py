@@ -128,6 +128,19 @@ def test_a_soft_shutdown_lets_short_tasks_finish(remote_site: RemoteSite) -> Non
     worker.wait()
 
 
+def test_a_worker_that_starts_learns_what_others_know_was_revoked(remote_site: RemoteSite) -> None:
+    old = remote_site.worker("ours", "old")
+    remote_site.control("old", "revoke", task_id="gone")
+    new = remote_site.worker("ours", "new")
+    wait_for(lambda: "gone" in remote_site.inspect("new", "revoked"))
+    alone = remote_site.worker("ours", "alone", "--without-mingle")
+    assert "gone" not in remote_site.inspect("alone", "revoked")
+    for worker in (old, new, alone):
+        worker.terminate()
+    for worker in (old, new, alone):
+        worker.wait()
+
+
 def stop(pid: int) -> None:
     os.kill(pid, signal.SIGTERM)
     wait_for(lambda: not alive(pid))

@@ -35,6 +35,10 @@ class Actions:
         else:
             self._service.held.halt(set(ids), TaskRevokedError("revoked"), only=_has_not_started)
 
+    def on_merge_revoked(self, ids: Sequence[str]) -> None:
+        worker_state.merge_revoked(ids)
+        self._service.intake.note_revoked(ids, time.time())
+
     def on_terminate(self, ids: Sequence[str], signal: str | int | None) -> None:
         error = TaskRevokedError("terminated")
         error.signum = int(signals.signum(signal or "TERM"))

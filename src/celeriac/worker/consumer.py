@@ -48,7 +48,9 @@ class Consumer(ConsumerFacade):
         interval = (
             None if options.get("without_heartbeat") else float(options.get("heartbeat_interval") or 2.0)
         )
-        self.service = Service(app, controller, self, heartbeat_interval=interval)
+        # A worker in another program has no options, and starts without asking around.
+        mingles = options.get("without_mingle") is False
+        self.service = Service(app, controller, self, heartbeat_interval=interval, mingles=mingles)
         super().__init__(
             app=app,
             hostname=hostname or controller.hostname,

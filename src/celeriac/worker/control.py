@@ -11,29 +11,20 @@ import asyncio
 import logging
 import threading
 import time
-from collections import ChainMap
-from collections.abc import Mapping
 from contextlib import suppress
 from typing import Any
 
-from kombu import pidbox
-from kombu.entity import Exchange
-from kombu.exceptions import EncodeError, InconsistencyError
-from kombu.messaging import Producer
-from kombu.utils.encoding import safe_repr, safe_str
-
-from celeriac.worker.compat import AttributeDict, Panel, check_subscription, jsonify, maybe_list
+from celeriac.worker.commands import COMMANDS, CommandNode
+from celeriac.worker.compat import check_subscription
 from celeriac.worker.connected import ConnectedThread
 from celeriac.worker.events import EventPublisher
 from celeriac.worker.facade import ConsumerFacade
+from celeriac.worker.mingle import mingle
 from celeriac.worker.mirror import ExecutionsView, Mirror
 
 __all__ = ["ControlThread"]
 
 logger = logging.getLogger("celeriac.worker.control")
-
-# kombu has a type marker and few types: as Any, its half-typed signatures are out of the way.
-_Node: Any = pidbox.Node
 
 #: Seconds until the thread looks whether it should end; a command wakes it at once.
 DRAIN = 0.25
@@ -48,110 +39,16 @@ LOCAL = frozenset({"memory", "sqlite"})
 #: Seconds between two health checks of an idle connection.
 HEALTH_CHECK = 25.0
 
-#: Commands that do not look at the worker's requests. Any other, a user's own included, finds them mirrored.
-WITHOUT_REQUESTS = frozenset(
-    {
-        *("active_queues", "add_consumer", "autoscale", "cancel_consumer", "clock", "conf", "dump_conf"),
-        *(
-            "disable_events",
-            "dump_revoked",
-            "dump_schedule",
-            "dump_tasks",
-            "election",
-            "enable_events",
-            "heartbeat",
-        ),
-        *("hello", "memdump", "memsample", "ping", "pool_grow", "pool_restart", "pool_shrink", "rate_limit"),
-        *("registered", "report", "revoked", "scheduled", "shutdown", "stats", "time_limit"),
-    }
-)
-
-
-def pool_restart(state: Any, **kwargs: Any) -> dict[str, str]:
-    """Refused: there are no child processes that could be restarted."""
-    if not state.app.conf.worker_pool_restarts:
-        raise ValueError("Pool restarts not enabled")
-    return {"error": "this worker runs tasks in its own process: restart the worker to load new code"}
-
-
-class _CommandNode(_Node):  # type: ignore[misc]
-    """A pidbox node that prepares Celery's worker state for each command and replies on its own channel."""
-
-    def __init__(self, facade: ConsumerFacade, mirror: Mirror, commands: Mapping[str, Any]) -> None:
-        app = facade.app
-        state = AttributeDict(app=app, hostname=facade.hostname, consumer=facade, tset=set)
-        self._mailbox = app.control.mailbox
-        super().__init__(safe_str(facade.hostname), state, None, commands, mailbox=self._mailbox)
-        self.facade = facade
-        self.mirror = mirror
-        self.revoking: frozenset[str] = frozenset()
-        self._commands = commands
-        self._unknown: set[str] = set()
-        self._replies_here = app.conf.broker_read_url == app.conf.broker_write_url
-
-    def handle(self, method: str, arguments: dict[str, Any] | None = None) -> Any:
-        arguments = arguments or {}
-        if method not in self._commands:
-            return self._refuse(method)
-        self.facade.subject = arguments.get("task_name")
-        self._announce(method, arguments)
-        try:
-            with self.mirror.filled(requests=method not in WITHOUT_REQUESTS):
-                reply = super().handle(method, arguments)
-        finally:
-            self.facade.subject, self.revoking = None, frozenset()
-        if method == "time_limit" and "ok" in reply:
-            self.facade.post(self.facade.actions.on_time_limit, arguments["task_name"])
-        return reply
-
-    def _refuse(self, method: str) -> dict[str, str]:
-        if method not in self._unknown:
-            self._unknown.add(method)
-            logger.error("No such control command: %s", method)
-        return {"error": repr(KeyError(method))}
-
-    def _announce(self, method: str, arguments: Mapping[str, Any]) -> None:
-        # Before the command itself, which asks the result backend about each id and may wait for it long.
-        if method not in ("revoke", "terminate"):
-            return
-        ids = tuple(maybe_list(arguments.get("task_id")) or ())
-        terminate = method == "terminate" or bool(arguments.get("terminate"))
-        self.revoking = frozenset(ids)
-        self.facade.post(self.facade.actions.on_revoke, ids, terminate, arguments.get("signal"))
-
-    def reply(self, data: Any, exchange: str, routing_key: str, ticket: str, **kwargs: Any) -> None:
-        if not self._replies_here:
-            super().reply(data, exchange, routing_key, ticket, **kwargs)
-            return
-        try:
-            self._publish_reply(data, exchange, routing_key, ticket)
-        except EncodeError:
-            # Arguments that the task serializer refuses must not cost the whole answer.
-            self._publish_reply(jsonify(data, unknown_type_filter=safe_repr), exchange, routing_key, ticket)
-        except InconsistencyError:
-            logger.debug("remote control: nobody waits for the reply to %s any more", ticket)
-
-    def _publish_reply(self, data: Any, exchange: str, routing_key: str, ticket: str) -> None:
-        # On the node's own channel and without retries: a dead broker is the thread's business, not a command's.
-        target = Exchange(exchange, exchange_type="direct", delivery_mode="transient", durable=False)
-        Producer(self.channel, auto_declare=False).publish(
-            data,
-            exchange=target,
-            routing_key=routing_key,
-            declare=[target],
-            headers={"ticket": ticket, "clock": self._mailbox.clock.forward()},
-            serializer=self._mailbox.serializer,
-        )
-
 
 class _CommandListener(ConnectedThread):
     """Receives commands and runs them one after the other."""
 
-    def __init__(self, facade: ConsumerFacade, node: _CommandNode) -> None:
+    def __init__(self, facade: ConsumerFacade, node: CommandNode, *, mingles: bool) -> None:
         super().__init__("remote control")
         self.facade = facade
         self.node = node
         self.listening = threading.Event()
+        self._mingles = mingles
         #: Set once it listens, or will not for now.
         self.tried = threading.Event()
         self._channel_errors: tuple[type[BaseException], ...] = ()
@@ -185,6 +82,14 @@ class _CommandListener(ConnectedThread):
             self.healthy()
             self.listening.set()
             self.tried.set()
+            if self._mingles:
+                self._mingles = False
+                facade = self.facade
+                mingle(
+                    facade.app,
+                    facade.hostname,
+                    lambda ids: facade.post(facade.actions.on_merge_revoked, ids),
+                )
             self._drain(connection, wait)
         finally:
             self.listening.clear()
@@ -237,6 +142,7 @@ class ControlThread:
         heartbeat_interval: seconds between heartbeats; ``None`` sends neither these nor online and offline events.
         enable_events: whether task events are on from the start (``celery worker -E``).
         remote_control: whether to listen for commands; by default what ``worker_enable_remote_control`` says.
+        mingles: whether to ask the other workers for what they know, once commands are heard.
     """
 
     def __init__(
@@ -250,6 +156,7 @@ class ControlThread:
         heartbeat_interval: float | None = 2.0,
         enable_events: bool = False,
         remote_control: bool | None = None,
+        mingles: bool = False,
     ) -> None:
         self.events = EventPublisher(
             app,
@@ -264,12 +171,12 @@ class ControlThread:
         facade.loop = loop
         facade.event_dispatcher = self.events
         self._facade = facade
-        self._node = _CommandNode(
+        self._node = CommandNode(
             facade,
             Mirror(executions, app, self._terminate),
-            ChainMap({"pool_restart": pool_restart}, Panel.data),
+            COMMANDS,
         )
-        self._listener = _CommandListener(facade, self._node)
+        self._listener = _CommandListener(facade, self._node, mingles=mingles)
         enabled = app.conf.worker_enable_remote_control if remote_control is None else remote_control
         self._threads: list[ConnectedThread] = [self.events, self._listener] if enabled else [self.events]
         if not enabled:

@@ -31,6 +31,9 @@ class WorkerActions(Protocol):
     def on_revoke(self, ids: Sequence[str], terminate: bool, signal: str | int | None) -> None:
         """These tasks are not to run, and with ``terminate`` not to go on; Celery's ``revoked`` set has them too."""
 
+    def on_merge_revoked(self, ids: Sequence[str]) -> None:
+        """Another worker knows that these tasks were revoked."""
+
     def on_terminate(self, ids: Sequence[str], signal: str | int | None) -> None:
         """These tasks are not to go on; they were not named by a revoke."""
 

@@ -12,11 +12,11 @@ from celery.utils.log import get_logger
 
 from celeriac.brokers.base import Delivery
 from celeriac.connection import Connection
-from celeriac.errors import StoreUnavailable
 from celeriac.protocol.exchanges import Binding
 from celeriac.routing import bindings_of
 from celeriac.worker.actions import Actions
 from celeriac.worker.autoscale import Autoscaler
+from celeriac.worker.background import follow_cancellations, trim
 from celeriac.worker.control import ControlThread
 from celeriac.worker.ending import HandedBack, LeaseLost
 from celeriac.worker.execution import Execution
@@ -49,15 +49,23 @@ class Service:
 
     ``controller`` is Celery's ``WorkController`` with its pool; ``consumer`` is what remote control sees, and what
     Celery's signals name as sender. ``heartbeat_interval`` is in seconds; ``None`` sends no heartbeats.
+    ``mingles``: whether to ask the other workers what was revoked.
     """
 
     def __init__(
-        self, app: Any, controller: Any, consumer: Any, *, heartbeat_interval: float | None = 2.0
+        self,
+        app: Any,
+        controller: Any,
+        consumer: Any,
+        *,
+        heartbeat_interval: float | None = 2.0,
+        mingles: bool = False,
     ) -> None:
         self.app = app
         self._controller = controller
         self._consumer = consumer
         self._heartbeat_interval = heartbeat_interval
+        self._mingles = mingles
         self.pool = controller.pool
         self.held = Held()
         self._runners: set[asyncio.Task[None]] = set()
@@ -115,6 +123,7 @@ class Service:
             loop=asyncio.get_running_loop(),
             heartbeat_interval=self._heartbeat_interval,
             enable_events=bool(self._controller.task_events),
+            mingles=self._mingles,
         )
         control = self._control
         self.reporter.send_event = lambda: control.send_event if control.events_enabled else None
@@ -139,8 +148,8 @@ class Service:
         await self._control.started(_CONTROL_STARTS)
         fetching = asyncio.create_task(self.fetcher.run())
         background = [
-            asyncio.create_task(self._follow_cancellations(connection)),
-            asyncio.create_task(self._trim(connection)),
+            asyncio.create_task(follow_cancellations(connection.store, self.held)),
+            asyncio.create_task(trim(connection.store)),
             asyncio.create_task(self.shutdown.watch_celery()),
         ]
         autoscaler = getattr(self._controller, "autoscaler", None)
@@ -288,32 +297,7 @@ class Service:
 
     # -- what others tell the worker -----------------------------------------------------------------------------
 
-    async def _follow_cancellations(self, connection: Connection) -> None:
-        while True:
-            try:
-                async with connection.store.cancellations() as feed:
-                    while True:
-                        self.held.halt(set(await feed.next()), TaskRevokedError("cancelled"))
-            except StoreUnavailable as exc:
-                logger.error("Cannot hear of cancellations, trying again in 1 s: %s", exc)
-            except Exception:
-                logger.exception("Cannot hear of cancellations, trying again in 1 s")
-            await asyncio.sleep(1)
-            # What was cancelled while nobody listened is marked in the store.
-            with contextlib.suppress(StoreUnavailable):
-                held = [execution.id for execution in self.held]
-                self.held.halt(set(await connection.store.cancelled(held)), TaskRevokedError("cancelled"))
-
     def _on_lost(self, tags: Collection[str]) -> None:
         for tag in tags:
             if execution := self.held.get(tag):
                 execution.halt(LeaseLost())
-
-    async def _trim(self, connection: Connection) -> None:
-        """Delete expired records, a little at a time."""
-        while True:
-            try:
-                removed = await connection.store.trim()
-            except StoreUnavailable:
-                removed = 0  # who writes records says it
-            await asyncio.sleep(1 if removed else 60)
