@@ -10,6 +10,8 @@ from datetime import timedelta
 from typing import Any
 from urllib.parse import quote
 
+from kombu.serialization import registry
+
 from celeriac.errors import ConfigurationError
 
 __all__ = [
@@ -181,6 +183,8 @@ class Settings:
     @classmethod
     def from_conf(cls, conf: Any) -> Settings:
         """Read them from a Celery configuration. Raises ConfigurationError with the setting's name."""
+        if conf.result_backend:
+            _check_result_serializer(conf.result_serializer)
         options = _with_ssl(conf.broker_transport_options, conf.broker_use_ssl)
         expires = conf.result_expires
         if isinstance(expires, timedelta):
@@ -210,6 +214,16 @@ class Settings:
             connection_max_retries=conf.broker_connection_max_retries or None,
             transport_options=options,
             result_transport_options=_result_options(conf),
+        )
+
+
+def _check_result_serializer(name: str) -> None:
+    # Everybody reads records: lists, searches, browsers, chords, Redis' scripts. None of them could read a pickle, and
+    # those that could should not.
+    if registry.name_to_type.get(name, name) != "application/json":
+        raise ConfigurationError(
+            f"result_serializer is {name!r}, but celeriac keeps results as JSON. Remove the setting; "
+            "what a task's return annotation names comes back as that."
         )
 
 

@@ -203,3 +203,24 @@ async def test_every_way_to_publish_starts_the_same_record(url: str, how: str) -
         for record in records
     ]
     assert len(set(shown)) == 1
+
+
+async def test_results_are_json_and_another_serializer_is_refused_at_the_start(url: str) -> None:
+    for opened in (new_app(url, result_serializer="pickle"), new_app(url, result_serializer="yaml")):
+        with pytest.raises(ConfigurationError, match=r"result_serializer is '(pickle|yaml)'.*JSON.*Remove"):
+            async with opened:
+                pass
+
+
+async def test_a_pickling_task_returns_what_its_annotation_names(url: str) -> None:
+    app = new_app(url, task_serializer="pickle", result_serializer="json")
+
+    @app.task
+    async def unpacked(items: set[int], at: datetime) -> tuple[frozenset[int], datetime]:
+        return frozenset(items), at
+
+    async with working(app):
+        handle = await unpacked.enqueue({1, 2}, ITEM.at)
+        assert await handle.result(10) == (frozenset({1, 2}), ITEM.at)
+        chained = await app.enqueue(unpacked.si({3}, ITEM.at) | unpacked.si({4}, ITEM.at))
+        assert await chained.result(10) is not None
