@@ -187,11 +187,12 @@ class RouteTable:
     def _bindings(self, exchange: str, kind: str, queue: Any) -> tuple[str, tuple[Binding, ...]]:
         """The exchange's type and its bindings, as far as this app knows: its queues', not what others have bound."""
         declared = [queue] if queue is not None and not isinstance(queue, Broadcast) else []
-        known = [each for each in self._app.amqp.queues.values() if not isinstance(each, Broadcast)]
-        kinds = {each.exchange.name: each.exchange.type for each in (*known, *declared) if each.exchange}
+        queues = [*self._app.amqp.queues.values(), *([] if queue is None else [queue])]
+        known = [each for each in queues if not isinstance(each, Broadcast)]
+        kinds = {each.exchange.name: each.exchange.type for each in queues if each.exchange}
         kind = kinds.get(exchange) or kind
         # To whom a message to all is sent is known when they are there, not before.
-        sources = declared if kind == "fanout" else (*known, *declared)
+        sources = declared if kind == "fanout" else known
         found = (bound for each in sources for bound in bindings_of(each) if bound.exchange == exchange)
         return kind, tuple(dict.fromkeys(found))
 

@@ -189,3 +189,24 @@ async def test_every_worker_gets_what_is_broadcast(url: str, marked: str, stock:
             await asyncio.to_thread(stock.send_task, "hear", ("stock",), queue=name)
             seen = {await heard.get() for _ in range(4)}
     assert seen == {(number, value) for number in (1, 2) for value in ("ours", "stock")}
+
+
+async def test_a_retry_takes_the_way_that_its_message_came(url: str, marked: str) -> None:
+    name = f"all-{marked}"
+    async with working(url, marked) as (app, seen):
+        app.amqp.queues.select_add(Broadcast(name))
+
+        @app.task(bind=True, name="again")
+        async def again(self: Any) -> None:
+            info = self.request.delivery_info
+            await seen.put((self.request.retries, info["exchange"], info["routing_key"]))
+            if not self.request.retries:
+                raise self.retry(countdown=0)
+
+        async with asyncio.timeout(20):
+            for queue in app.amqp.queues.consume_from:
+                handle = await app.enqueue("again", queue=queue)
+                first, second = await seen.get(), await seen.get()
+                assert (first[0], second[0]) == (0, 1)
+                assert first[1:] == second[1:]
+                assert await handle.result(10) is None
