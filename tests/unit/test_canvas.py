@@ -260,3 +260,21 @@ async def test_the_errbacks_of_a_failed_body_are_its_children(celery: Celery, ta
     # Celery calls errbacks of the old style as a group.
     [[_group, [[[errback, _parent], _none]]]] = (await handle.record()).children or []
     assert (await celery.handle(errback).record()).name == "old"
+
+
+async def test_a_body_that_the_broker_refuses_for_good_fails(
+    celery: Celery, tasks: Tasks, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    publish = celery.broker.publish
+
+    async def refuse_bodies(publications: Any) -> None:
+        if any(each.message.headers["task"] == "total" for each in publications):
+            error = BrokerUnavailable("too large")
+            error.permanent = True
+            raise error
+        await publish(publications)
+
+    monkeypatch.setattr(celery.broker, "publish", refuse_bodies)
+    handle = await celery.enqueue(chord([tasks.add.s(1, 1), tasks.add.s(2, 2)], tasks.total.s()))
+    with pytest.raises(ChordError, match="too large"):
+        await handle.result(5)

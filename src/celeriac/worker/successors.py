@@ -16,6 +16,7 @@ from typing import Any, TypeVar
 
 from celery import states
 from celery.canvas import group, maybe_signature
+from celery.exceptions import ChordError
 from celery.utils.log import get_logger
 from kombu.exceptions import OperationalError
 
@@ -26,7 +27,7 @@ from celeriac.planning import Errback, Part, Plan, collecting, prepare, publish
 from celeriac.protocol.codec import dumps, loads
 from celeriac.publisher import Publisher
 from celeriac.stores.base import Store
-from celeriac.stores.chords import ChordPart
+from celeriac.stores.chords import ChordClaim, ChordPart
 from celeriac.task import Task
 from celeriac.worker.chords import call_body, gather
 from celeriac.worker.ending import Ending
@@ -158,11 +159,23 @@ class Successors:
         claims = await _insist(lambda: add([each.part for each in parts]))
         bodies = {each.part.group_id: each.body for each in parts}
         for claim in claims:
-            outcome = await _insist(partial(gather, self._app, self._store, claim))
-            with self._planning() as plan:
-                call_body(self._app, maybe_signature(bodies[claim.group_id], app=self._app), outcome)
-            await self.carry_out(plan)
+            await self._complete(claim, bodies[claim.group_id])
+
+    async def _complete(self, claim: ChordClaim, body: Any) -> None:
+        """Call the body of a chord whose parts are all there, or fail it; its parts are not needed any more."""
+        signature = maybe_signature(body, app=self._app)
+        outcome = await _insist(partial(gather, self._app, self._store, claim))
+        try:
+            await self._call_body(signature, outcome)
+        except Exception as exc:  # noqa: BLE001 - refused for good: whoever waits for the body has to hear of it
+            await self._call_body(signature, ChordError(f"Callback error: {exc!r}"))
+        finally:
             await _insist(partial(self._store.finish_chord, claim))
+
+    async def _call_body(self, body: Any, outcome: list[Any] | ChordError) -> None:
+        with self._planning() as plan:
+            call_body(self._app, body, outcome)
+        await self.carry_out(plan)
 
 
 def _travelling(execution: Execution, ending: Ending) -> Any:
