@@ -147,22 +147,8 @@ class CallBuilder:
         if "kwargsrepr" not in headers:
             headers["kwargsrepr"] = self._repr(kwargs)
         message = self._message(name, task_id, to, encoded.body, headers, priority, expiration, options)
-        record = Transition(
-            task_id=task_id,
-            state=states.PENDING,
-            at=now,
-            name=name,
-            queue=to.recorded,
-            args=encoded.args_json,
-            kwargs=encoded.kwargs_json,
-            owner=owner,
-            root_id=headers["root_id"],
-            parent_id=parent_id,
-            group_id=headers.get("group"),
-            eta=due,
-            expires=expires,
-            retries=headers.get("retries", 0),
-        )
+        record = _record(name, task_id, to, encoded, headers, now)
+        record.owner, record.eta, record.expires = owner, due, expires
         waits = due if due is not None and due > now else None
         publication = Publication(
             message, to.queue, task_id, to.exchange, to.routing_key, priority or 0, waits
@@ -225,6 +211,25 @@ class CallBuilder:
                 size = amqp.kwargsrepr_maxsize if isinstance(value, Mapping) else amqp.argsrepr_maxsize
                 return str(saferepr(value, size, maxlevels=self._app.conf.task_repr_maxlevels))
         return repr(value)
+
+
+def _record(
+    name: str, task_id: str, to: Destination, encoded: _Encoded, headers: TaskHeaders, now: float
+) -> Transition:
+    """What the task's record begins with."""
+    return Transition(
+        task_id=task_id,
+        state=states.PENDING,
+        at=now,
+        name=name,
+        queue=to.recorded,
+        args=encoded.args_json,
+        kwargs=encoded.kwargs_json,
+        root_id=headers["root_id"],
+        parent_id=headers["parent_id"],
+        group_id=headers.get("group"),
+        retries=headers.get("retries", 0),
+    )
 
 
 def _encode(args: Sequence[Any], kwargs: Mapping[str, Any], options: dict[str, Any]) -> _Encoded:
