@@ -54,10 +54,13 @@ def test_inspect_tells_of_tasks(client: StockClient, redis_site: Site) -> None:
     assert inspect(client, "stats()")["total"]["wait"] >= 1
 
 
-def test_a_delayed_task_is_in_redis_and_not_scheduled_in_the_worker(client: StockClient) -> None:
-    task_id = client("add.apply_async((1, 1), countdown=0.7).id")
+def test_a_delayed_task_is_in_redis_and_reserved_by_no_worker(client: StockClient) -> None:
+    task_id = client("add.apply_async((1, 1), countdown=2).id")
 
-    assert inspect(client, "scheduled()") == []
+    deadline = time.monotonic() + 1.5
+    while not (scheduled := inspect(client, "scheduled()")):
+        assert time.monotonic() < deadline
+    assert [entry["request"]["id"] for entry in scheduled] == [task_id]
     assert inspect(client, "reserved()") == []
     assert client.result(task_id) == 2
 

@@ -93,13 +93,17 @@ def test_registered_shows_the_attributes_that_are_asked_for(site: RemoteSite) ->
     assert "retry [max_retries=2 serializer=json]" in ours
 
 
-def test_a_delayed_task_is_the_brokers_until_it_is_due(site: RemoteSite) -> None:
-    """A stock worker on Redis lists it as scheduled; ours has not got it, so that any worker may run it."""
+def test_a_delayed_task_is_listed_and_the_brokers_until_it_is_due(site: RemoteSite) -> None:
+    """A stock worker on Redis has taken it; ours has not, so that any worker may run it."""
     ours, stock = (site.send(node, "add", 1, 1, countdown=3600) for node in KINDS)
+    (shown,) = wait_for(lambda: site.inspect("ours", "scheduled"))
+    assert shown["request"]["id"] == ours.id
     if site.url.startswith("redis"):
         (scheduled,) = wait_for(lambda: site.inspect("stock", "scheduled"))
         assert scheduled["request"]["id"] == stock.id
-    assert site.inspect("ours", "scheduled") == []
+        assert shape(shown) == shape(scheduled)
+        assert shown["eta"][:10] == scheduled["eta"][:10]
+    assert site.inspect("ours", "reserved") == []
     assert site.inspect("ours", "query_task", ours.id) == {}
 
 

@@ -21,6 +21,7 @@ __all__ = [
     "Broker",
     "Capabilities",
     "DeadLetter",
+    "Delayed",
     "Delivery",
     "Publication",
     "Received",
@@ -119,6 +120,15 @@ class DeadLetter:
     envelope: bytes | Message
 
 
+@dataclass(frozen=True, slots=True)
+class Delayed:
+    """A message that waits for its time: ``due``, in epoch seconds."""
+
+    queue: str
+    due: float
+    envelope: bytes | Message
+
+
 class Broker(ABC):
     """Moves messages between processes.
 
@@ -178,6 +188,10 @@ class Broker(ABC):
     @abstractmethod
     async def size(self, queue: str) -> int:
         """How many messages wait to be delivered now: neither delayed, nor leased, nor dead."""
+
+    async def delayed(self, queue: str, limit: int = 100) -> Sequence[Delayed]:
+        """What waits for its time in the queue, the earliest first. Nothing where a broker cannot tell."""
+        return []
 
     @abstractmethod
     async def purge(self, queue: str) -> int:

@@ -9,7 +9,7 @@ import time
 from collections.abc import Callable, Collection, Sequence
 
 from celeriac.brokers import rows
-from celeriac.brokers.base import Broker, Capabilities, DeadLetter, Publication, Received, Settlement
+from celeriac.brokers.base import Broker, Capabilities, DeadLetter, Delayed, Publication, Received, Settlement
 from celeriac.brokers.exchanges import settlements_to_queues, to_queues
 from celeriac.brokers.memory_queues import MemoryQueues
 from celeriac.brokers.memory_topology import MemoryTopology
@@ -119,6 +119,10 @@ class MemoryBroker(Broker):
     async def size(self, queue: str) -> int:
         """How many messages wait to be delivered now."""
         return self._queues.size(queue, time.time())
+
+    async def delayed(self, queue: str, limit: int = 100) -> Sequence[Delayed]:
+        """What waits for its time in the queue, the earliest first."""
+        return [rows.delayed(row) for row in self._queues.delayed(queue, limit, time.time())]
 
     async def purge(self, queue: str) -> int:
         """Delete the waiting and delayed messages of the queue. Returns how many."""

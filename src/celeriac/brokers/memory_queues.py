@@ -10,7 +10,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from types import MappingProxyType
 
-from celeriac.sql.messages import Buried, Draft, Ending, Taken
+from celeriac.sql.messages import Buried, Draft, Ending, Taken, Waiting
 from celeriac.sql.tables import DEAD, DELAYED, LEASED, READY
 
 __all__ = ["MemoryQueues"]
@@ -143,6 +143,17 @@ class MemoryQueues:
         with self._lock:
             self._promote(now)
             return self._counts[queue]
+
+    def delayed(self, queue: str, limit: int, now: float) -> list[Waiting]:
+        """What waits for its time, the earliest first."""
+        with self._lock:
+            found = [
+                Waiting(queue, message.due, message.draft.envelope)
+                for message in self._messages.values()
+                if message.state == DELAYED and message.draft.queue == queue
+                if message.due is not None and message.due > now
+            ]
+            return sorted(found, key=lambda waiting: waiting.due)[: max(0, limit)]
 
     def has_ready(self, queues: Sequence[str], now: float) -> bool:
         """Whether a ``take`` would find something."""

@@ -15,13 +15,14 @@ from dataclasses import replace
 from typing import Any
 from uuid import uuid4
 
-from celeriac.brokers.base import Broker, DeadLetter, Delivery, Publication, Received, Settlement
+from celeriac.brokers.base import Broker, DeadLetter, Delayed, Delivery, Publication, Received, Settlement
 from celeriac.brokers.exchanges import to_queues
 from celeriac.brokers.redis_exchanges import ExchangeLayout, Listeners, to_listeners
 from celeriac.brokers.redis_keys import Layout, script
 from celeriac.brokers.redis_messages import (
     Tags,
     dead_letter,
+    delayed_messages,
     deliveries,
     draft_batch,
     envelope_of,
@@ -271,6 +272,15 @@ class RedisBroker(Broker):
     async def delayed_size(self, queue: str) -> int:
         """How many messages of the queue wait for their time."""
         return int(await self._link.send("ZCARD", self._layout.delayed_of(queue)))
+
+    async def delayed(self, queue: str, limit: int = 100) -> Sequence[Delayed]:
+        """What waits for its time in the queue, the earliest first."""
+        after = f"({time.time()}"
+        place = self._layout.delayed_of(queue)
+        found = await self._link.send(
+            "ZRANGEBYSCORE", place, after, "+inf", "WITHSCORES", "LIMIT", 0, max(0, limit)
+        )
+        return delayed_messages(queue, found)
 
     async def purge(self, queue: str) -> int:
         """Delete the waiting and delayed messages of the queue. Returns how many."""

@@ -8,7 +8,7 @@ from itertools import islice
 from typing import Any
 from uuid import uuid4
 
-from celeriac.brokers.base import DeadLetter, Delivery, Publication, Settlement
+from celeriac.brokers.base import DeadLetter, Delayed, Delivery, Publication, Settlement
 from celeriac.brokers.redis_keys import Layout
 from celeriac.errors import MalformedMessage
 from celeriac.protocol import envelope, fields
@@ -18,6 +18,7 @@ __all__ = [
     "Batch",
     "Tags",
     "dead_letter",
+    "delayed_messages",
     "deliveries",
     "draft_batch",
     "envelope_of",
@@ -176,6 +177,20 @@ def _eta(text: bytes) -> float | None:
     except MalformedMessage:
         return None  # whoever decodes it for good will say so
     return None if eta is None else eta.timestamp()
+
+
+def delayed_messages(queue: str, found: Sequence[Any]) -> list[Delayed]:
+    """What a sorted set of delayed messages has, with its scores: in pairs, or one after the other as in RESP2."""
+    pairs = (
+        found if found and isinstance(found[0], (list, tuple)) else zip(found[::2], found[1::2], strict=True)
+    )
+    delayed = []
+    for member, due in pairs:
+        text = member.partition(b":")[2]
+        if text.startswith(_MARK):
+            text = _unmarked(text)[1]
+        delayed.append(Delayed(queue, float(due), text))
+    return delayed
 
 
 def dead_letter(id_: bytes, letter: bytes) -> DeadLetter:

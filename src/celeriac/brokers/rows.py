@@ -5,13 +5,13 @@ from __future__ import annotations
 from collections.abc import Sequence
 from uuid import uuid4
 
-from celeriac.brokers.base import DeadLetter, Delivery, Publication, Settlement
+from celeriac.brokers.base import DeadLetter, Delayed, Delivery, Publication, Settlement
 from celeriac.protocol import envelope
 from celeriac.protocol.settlement import Action
-from celeriac.sql.messages import Buried, Draft, Ending, Taken
+from celeriac.sql.messages import Buried, Draft, Ending, Taken, Waiting
 from celeriac.sql.tables import DEAD, DELAYED, READY
 
-__all__ = ["dead_letter", "delivery", "drafts", "ending", "numbers", "rotated", "successors"]
+__all__ = ["dead_letter", "delayed", "delivery", "drafts", "ending", "numbers", "rotated", "successors"]
 
 
 def drafts(publications: Sequence[Publication]) -> list[Draft]:
@@ -55,6 +55,11 @@ def ending(settlement: Settlement, now: float) -> Ending:
 def delivery(taken: Taken) -> Delivery:
     """A row under a lease, as a delivery."""
     return Delivery(taken.tag, taken.queue, taken.envelope, taken.deliveries)
+
+
+def delayed(waiting: Waiting) -> Delayed:
+    """A row that waits for its time, as the port has it."""
+    return Delayed(waiting.queue, waiting.due, waiting.envelope.encode())
 
 
 def dead_letter(buried: Buried) -> DeadLetter:

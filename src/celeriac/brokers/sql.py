@@ -10,7 +10,7 @@ from collections.abc import Collection, Sequence
 from sqlalchemy.engine import Connection
 
 from celeriac.brokers import rows
-from celeriac.brokers.base import Broker, DeadLetter, Publication, Received, Settlement
+from celeriac.brokers.base import Broker, DeadLetter, Delayed, Publication, Received, Settlement
 from celeriac.brokers.exchanges import settlements_to_queues, to_queues
 from celeriac.brokers.waiting import until_due
 from celeriac.errors import BrokerUnavailable
@@ -148,6 +148,12 @@ class SQLBroker(Broker):
     async def size(self, queue: str) -> int:
         """How many messages wait to be delivered now."""
         return await self._database.read(lambda connection: messages.size(connection, queue, time.time()))
+
+    async def delayed(self, queue: str, limit: int = 100) -> Sequence[Delayed]:
+        """What waits for its time in the queue, the earliest first."""
+        now = time.time()
+        found = await self._database.read(lambda connection: messages.delayed(connection, queue, limit, now))
+        return [rows.delayed(row) for row in found]
 
     async def purge(self, queue: str) -> int:
         """Delete the waiting and delayed messages of the queue. Returns how many."""

@@ -56,7 +56,9 @@ __all__ = [
     "Draft",
     "Ending",
     "Taken",
+    "Waiting",
     "dead_letters",
+    "delayed",
     "drop_expired",
     "has_ready",
     "insert",
@@ -118,6 +120,14 @@ class Buried(NamedTuple):
     reason: str
     deliveries: int
     at: float
+    envelope: str
+
+
+class Waiting(NamedTuple):
+    """A message that waits for its time, in epoch seconds."""
+
+    queue: str
+    due: float
     envelope: str
 
 
@@ -302,6 +312,20 @@ def size(connection: Connection, queue: str, now: float) -> int:
     ready: int = connection.execute(_count_ready, parameters).scalar_one()
     due: int = connection.execute(_count_due, parameters).scalar_one()
     return ready + due
+
+
+_later = (
+    sa.select(message.c.queue, message.c.due, message.c.envelope)
+    .where(is_delayed, message.c.due > _now, _of_queue)
+    .order_by(message.c.due, message.c.id)
+    .limit(sa.bindparam("limit"))
+)
+
+
+def delayed(connection: Connection, queue: str, limit: int, now: float) -> list[Waiting]:
+    """What waits for its time, the earliest first. Fits a read transaction."""
+    found = connection.execute(_later, {"queue": queue, "limit": max(0, limit), "now": now})
+    return [Waiting(*row) for row in found]
 
 
 _any_ready = sa.select(sa.exists(sa.select(message.c.id).where(_of_queue, is_ready)))

@@ -4,18 +4,24 @@ from __future__ import annotations
 
 import time
 from collections.abc import Iterable, Mapping, Sequence
-from typing import TYPE_CHECKING
+from datetime import UTC, datetime
+from typing import TYPE_CHECKING, Any
 
 from celery.exceptions import TaskRevokedError
 from celery.platforms import signals
 
+from celeriac.brokers.base import Delayed
 from celeriac.worker.compat import worker_state
 from celeriac.worker.execution import Execution
+from celeriac.worker.mirror import RequestView
 
 if TYPE_CHECKING:
     from celeriac.worker.service import Service
 
 __all__ = ["Actions"]
+
+#: Messages of each queue that ``inspect scheduled`` shows.
+_MOST_DELAYED = 1000
 
 
 class Actions:
@@ -79,6 +85,22 @@ class Actions:
     def on_time_limit(self, task: str) -> None:
         self._service.refresh(self._service.app.tasks[task])
 
+    async def delayed(self) -> Sequence[Delayed]:
+        """What waits for its time in the worker's queues, as much as anybody would read."""
+        return await self._service.delayed(_MOST_DELAYED)
+
+    def describe(self, delayed: Sequence[Delayed]) -> Sequence[dict[str, Any]]:
+        """As ``inspect scheduled`` shows it."""
+        app = self._service.app
+        return [
+            {
+                "eta": (execution.message.eta or datetime.fromtimestamp(each.due, UTC)).isoformat(),
+                "priority": execution.delivery_info.get("priority") or 0,
+                "request": RequestView(execution, app, _nothing).info(),
+            }
+            for each, execution in self._service.intake.peek(delayed)
+        ]
+
     # -- ExecutionsView ------------------------------------------------------------------------------------------
 
     def active_count(self) -> int:
@@ -89,6 +111,10 @@ class Actions:
 
     def executions(self) -> Iterable[Execution]:
         return self._service.held
+
+
+def _nothing(_task_id: str, _signal: Any) -> None:
+    """Nothing: what has not been delivered cannot be terminated."""
 
 
 def _has_not_started(execution: Execution) -> bool:

@@ -50,8 +50,19 @@ def pool_restart(state: Any, **kwargs: Any) -> dict[str, str]:
     return {"error": "this worker runs tasks in its own process: restart the worker to load new code"}
 
 
+def scheduled(state: Any, **kwargs: Any) -> list[dict[str, Any]]:
+    """Celery's ``scheduled``: tasks with an eta or a countdown.
+
+    They wait in the broker and not in a worker, so all workers of a queue show the same.
+    """
+    found: list[dict[str, Any]] = state.consumer.scheduled()
+    return found
+
+
 #: The commands: Celery's, and whatever users have registered.
-COMMANDS: Mapping[str, Any] = ChainMap({"pool_restart": pool_restart}, Panel.data)
+COMMANDS: Mapping[str, Any] = ChainMap(
+    {"pool_restart": pool_restart, "scheduled": scheduled, "dump_schedule": scheduled}, Panel.data
+)
 
 
 class CommandNode(_Node):  # type: ignore[misc]

@@ -18,6 +18,8 @@ from typing import Any, Protocol
 
 from kombu.utils.url import maybe_sanitize_url
 
+from celeriac.brokers.base import Delayed
+from celeriac.errors import BrokerUnavailable
 from celeriac.worker.compat import Blueprint
 
 __all__ = ["ConsumerBlueprint", "ConsumerFacade", "PoolFacade", "WorkerActions"]
@@ -25,8 +27,12 @@ __all__ = ["ConsumerBlueprint", "ConsumerFacade", "PoolFacade", "WorkerActions"]
 logger = logging.getLogger("celeriac.worker.control")
 
 
+#: Seconds for an answer of the event loop.
+_PATIENCE = 5.0
+
+
 class WorkerActions(Protocol):
-    """What remote control asks of the worker. Every method is called on the event loop and must not block."""
+    """What remote control asks of the worker. Every ``on_`` method is called on the event loop and must not block."""
 
     def on_revoke(self, ids: Sequence[str], terminate: bool, signal: str | int | None) -> None:
         """These tasks are not to run, and with ``terminate`` not to go on; Celery's ``revoked`` set has them too."""
@@ -60,6 +66,12 @@ class WorkerActions(Protocol):
 
     def on_time_limit(self, task: str) -> None:
         """The task's ``time_limit`` and ``soft_time_limit`` have changed."""
+
+    async def delayed(self) -> Sequence[Delayed]:
+        """What waits for its time in the worker's queues."""
+
+    def describe(self, delayed: Sequence[Delayed]) -> Sequence[dict[str, Any]]:
+        """The same as ``inspect scheduled`` shows it. Called in remote control's thread."""
 
 
 class PoolFacade:
@@ -247,6 +259,17 @@ class ConsumerFacade:
         logger.info("Canceling queue %s", name)
         queues.deselect(queue)
         self.actions.on_cancel_queue(name)
+
+    def scheduled(self) -> list[dict[str, Any]]:
+        """What waits in the worker's queues for its time, as ``inspect scheduled`` shows it. Not for the event loop."""
+        if self.loop is None or self.loop.is_closed():
+            return []
+        looking = asyncio.run_coroutine_threadsafe(self.actions.delayed(), self.loop)
+        try:
+            return list(self.actions.describe(looking.result(_PATIENCE)))
+        except (BrokerUnavailable, TimeoutError) as exc:
+            logger.warning("remote control: the broker does not tell what is delayed: %r", exc)
+            return []
 
     def update_strategies(self) -> None:
         """Nothing: tasks are looked up when a message arrives."""

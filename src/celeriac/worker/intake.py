@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import time
 from collections.abc import Callable, Iterable, Sequence
 from typing import Any
@@ -11,7 +12,7 @@ from celery import states
 from celery.utils.log import get_logger
 from kombu.serialization import prepare_accept_content
 
-from celeriac.brokers.base import Delivery, Settlement
+from celeriac.brokers.base import Delayed, Delivery, Settlement
 from celeriac.errors import MalformedMessage, StoreUnavailable
 from celeriac.protocol import envelope
 from celeriac.protocol.message import Message, TaskMessage
@@ -91,6 +92,14 @@ class Intake:
         for execution in executions:
             await self._reporter.received(execution, revoked=execution.id in revoked)
         return [(execution, execution.id in revoked, execution.id in done) for execution in executions]
+
+    def peek(self, delayed: Sequence[Delayed]) -> list[tuple[Delayed, Execution]]:
+        """Messages that wait for their time as the executions they will be; but for what is malformed."""
+        found = []
+        for each in delayed:
+            with contextlib.suppress(MalformedMessage):
+                found.append((each, self._decode(Delivery("", each.queue, each.envelope, 0))))
+        return found
 
     async def _revoked_by_control(self, executions: Sequence[Execution]) -> set[str]:
         """Which this worker was told to revoke, and that nobody has enqueued anew since.

@@ -122,7 +122,7 @@ class RequestView:
             "time_start": execution.time_start,
             "acknowledged": execution.acknowledged,
             "delivery_info": dict(execution.delivery_info),
-            "worker_pid": execution.worker_pid,
+            "worker_pid": execution.worker_pid if execution.started else None,
         }
 
     def __repr__(self) -> str:

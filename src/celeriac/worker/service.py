@@ -10,7 +10,7 @@ from typing import Any
 from celery.exceptions import TaskRevokedError
 from celery.utils.log import get_logger
 
-from celeriac.brokers.base import Delivery
+from celeriac.brokers.base import Delayed, Delivery
 from celeriac.connection import Connection
 from celeriac.protocol.exchanges import Binding
 from celeriac.routing import bindings_of
@@ -181,6 +181,11 @@ class Service:
     def _bindings(self) -> list[Binding]:
         queues = self.app.amqp.queues.consume_from.values()
         return [binding for queue in queues for binding in bindings_of(queue)]
+
+    async def delayed(self, limit: int) -> Sequence[Delayed]:
+        """What waits for its time in the worker's queues, so many of each at most."""
+        broker = (await self.app._connections.here()).broker
+        return [each for queue in self._queues() for each in await broker.delayed(queue, limit)]
 
     async def _waiting_messages(self) -> int:
         broker = (await self.app._connections.here()).broker

@@ -84,6 +84,12 @@ class Worker:
 
         return tell
 
+    async def delayed(self) -> list[Any]:
+        return []
+
+    def describe(self, delayed: list[Any]) -> list[dict[str, Any]]:
+        return list(delayed)
+
     async def was_told(self) -> tuple[Any, ...]:
         return await asyncio.wait_for(self.told.get(), 10)
 

@@ -107,6 +107,15 @@ async def test_what_waits_can_be_cancelled(celery: Celery) -> None:
     assert len(starts) == 1
 
 
+async def test_what_waits_keeps_its_lease(celery: Celery) -> None:
+    celery.conf.celeriac_lease = 0.5
+    task, starts = limited(celery, 0.7)
+    async with working(celery):
+        handles = [await task.enqueue(number) for number in range(2)]
+        assert [await handle.result(5) for handle in handles] == [0, 1]
+    assert len(starts) == 2
+
+
 async def test_the_setting_disables_them(celery: Celery) -> None:
     celery.conf.worker_disable_rate_limits = True
     task, starts = limited(celery, "1/h")

@@ -58,6 +58,24 @@ class WaitingCases(BrokerCases):
             await broker.wait(["contract"], timeout=0)
         assert time.monotonic() - start < _SOON
 
+    async def test_what_is_delayed_can_be_looked_at(self, broker: Broker) -> None:
+        soon = time.time() + 3600
+        await broker.publish(
+            [
+                publication("now"),
+                publication("later", due=soon + 60, priority=5),
+                publication("soon", due=soon),
+                publication("elsewhere", "another", due=soon),
+            ]
+        )
+
+        found = await broker.delayed("contract")
+
+        assert [each.due for each in found] == pytest.approx([soon, soon + 60])
+        assert [name_of(each) for each in found] == ["soon", "later"]
+        assert [name_of(each) for each in await broker.delayed("contract", 1)] == ["soon"]
+        assert await broker.delayed("empty") == []
+
     async def test_wait_may_be_cancelled(self, broker: Broker) -> None:
         waiting = asyncio.create_task(broker.wait(["contract"]))
         await asyncio.wait([waiting], timeout=0.05)

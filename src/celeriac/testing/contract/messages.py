@@ -6,7 +6,7 @@ import asyncio
 from collections.abc import Iterable, Sequence
 from typing import Any
 
-from celeriac.brokers.base import Broker, Delivery, Publication, Settlement
+from celeriac.brokers.base import Broker, Delayed, Delivery, Publication, Settlement
 from celeriac.protocol.envelope import decode
 from celeriac.protocol.message import Message
 from celeriac.protocol.settlement import Action
@@ -31,8 +31,8 @@ def publication(name: str, queue: str = "contract", **options: Any) -> Publicati
     return Publication(message(name), queue, task_id=name, **options)
 
 
-def name_of(delivery: Delivery) -> str:
-    """The name of the message that was delivered."""
+def name_of(delivery: Delivery | Delayed) -> str:
+    """The name of the message that was delivered, or is to be."""
     envelope = delivery.envelope
     name: str = (envelope if isinstance(envelope, Message) else decode(envelope)).headers["id"]
     return name
