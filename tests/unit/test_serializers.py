@@ -11,6 +11,7 @@ from typing import Any
 from uuid import uuid4
 
 import pytest
+from kombu import Exchange, Queue
 from kombu.exceptions import EncodeError, SerializerNotInstalled
 from pydantic import BaseModel
 
@@ -164,7 +165,6 @@ ASKED: dict[str, dict[str, Any]] = {
 
 @pytest.mark.parametrize("how", ASKED)
 async def test_every_way_to_publish_starts_the_same_record(url: str, how: str) -> None:
-    from kombu import Exchange, Queue
 
     queues = [
         Queue("celery", Exchange("celery"), "celery"),
@@ -224,3 +224,31 @@ async def test_a_pickling_task_returns_what_its_annotation_names(url: str) -> No
         assert await handle.result(10) == (frozenset({1, 2}), ITEM.at)
         chained = await app.enqueue(unpacked.si({3}, ITEM.at) | unpacked.si({4}, ITEM.at))
         assert await chained.result(10) is not None
+
+
+async def test_what_a_running_task_calls_travels_as_asked(url: str) -> None:
+    """Celery's own ``apply_async`` in a coroutine, and the steps of a chain: published by the worker, natively."""
+    app = new_app(url)
+    seen: asyncio.Queue[Any] = asyncio.Queue()
+
+    @app.task(name="last", serializer="pickle", compression="gzip")
+    async def last(*values: Any) -> None:
+        await seen.put(values)
+
+    @app.task(name="first", serializer="yaml")
+    async def first(number: int) -> int:
+        last.apply_async(({number},), queue="aside")
+        last.apply_async((number,), serializer="msgpack", exchange="keyed", routing_key="k")
+        return number + 1
+
+    app.conf.task_queues = [
+        Queue("celery", Exchange("celery"), "celery"),
+        Queue("aside", Exchange("aside"), "aside"),
+        Queue("keyed", Exchange("keyed"), "k"),
+    ]
+    async with working(app):
+        await (await app.enqueue(first.s(1) | last.s({"a"}))).result(10)
+        found = [await asyncio.wait_for(seen.get(), 10) for _ in range(3)]
+    assert ({1},) in found
+    assert (1,) in found
+    assert (2, {"a"}) in found

@@ -55,11 +55,22 @@ def encode_body(
         kombu.exceptions.EncodeError: The serializer cannot express a value.
         kombu.exceptions.SerializerNotInstalled: There is no such serializer.
     """
-    value = (args, kwargs, embed)
+    value: Any = (args, kwargs, embed)
+    if serializer == "yaml":
+        value = _without_subclasses(value)
     content_type, content_encoding, content = serialization.dumps(value, serializer)
     if isinstance(content, str):
         content = content.encode(content_encoding if content_encoding != "binary" else "utf-8")
     return EncodedBody(content, content_type, content_encoding)
+
+
+def _without_subclasses(value: Any) -> Any:
+    """A value whose mappings are dicts and whose sequences are lists: YAML's safe form knows no signatures."""
+    if isinstance(value, Mapping):
+        return {key: _without_subclasses(item) for key, item in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [_without_subclasses(item) for item in value]
+    return value
 
 
 def compressed(body: EncodedBody, method: str) -> EncodedBody:
