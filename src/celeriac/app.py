@@ -19,6 +19,8 @@ from celeriac.brokers.base import Broker
 from celeriac.calls import Call, NotNative, new_id
 from celeriac.canvas import enqueue_canvas
 from celeriac.connection import Connection, Connections
+from celeriac.context import context_parameters
+from celeriac.eager import runs_eagerly
 from celeriac.errors import ConfigurationError, PublishTimeout
 from celeriac.handle import TaskHandle
 from celeriac.maps import define_maps
@@ -35,6 +37,11 @@ __all__ = ["Celery"]
 
 P = ParamSpec("P")
 R = TypeVar("R")
+
+
+def _accept_anything(*_args: Any, **_kwargs: Any) -> None:
+    """Instead of a function's own head, where calls leave out some of its parameters."""
+
 
 # From here on kombu knows ``sqlite://``; it imports the transport itself when it is used.
 symbol_by_name("celeriac.transports:register")()
@@ -119,6 +126,12 @@ class Celery(celery.Celery):  # type: ignore[misc]
         options.setdefault("shared", False)
         return super().task(*args, **options)
 
+    def type_checker(self, fun: Callable[..., Any], bound: bool = False) -> Any:
+        """What Celery checks the arguments of a call with; parameters that the worker fills in are no part of it."""
+        if context_parameters(fun):
+            return staticmethod(_accept_anything)  # the task's schema has checked them
+        return super().type_checker(fun, bound=bound)
+
     # -- publishing ----------------------------------------------------------------------------------------------
 
     async def enqueue(
@@ -142,7 +155,7 @@ class Celery(celery.Celery):  # type: ignore[misc]
             name = task if isinstance(task, str) else task.name
         registered = self._registered(name)
         args, kwargs = self._prepare(registered, args, kwargs or {}, options)
-        if not isinstance(task, str) and isinstance(registered, Task) and compat.is_always_eager(self):
+        if not isinstance(task, str) and isinstance(registered, Task) and await runs_eagerly(self):
             return await registered.run_eagerly(args, kwargs, options)
         return await self.submit(name, args, kwargs, options, registered)
 
@@ -191,7 +204,8 @@ class Celery(celery.Celery):  # type: ignore[misc]
         except NotNative:
             return await self._send_synchronously(name, args, kwargs, options, deadline, task)
         await connection.publisher.publish(call, deadline)
-        compat.trail(call.task_id)
+        if options.get("add_to_parent", True):
+            compat.trail(call.task_id)
         return self._handle(call.task_id, task)
 
     async def _send_synchronously(

@@ -197,17 +197,20 @@ class TaskRequest(Context):  # type: ignore[misc]
         self.__dict__["_headers"] = value
 
 
-def is_always_eager(app: Any) -> bool:
-    """The setting ``task_always_eager``, without the walk through all of ``celery.app.utils.Settings``' maps.
+def is_always_eager(app: Any) -> bool | None:
+    """The setting ``task_always_eager``, without the walk through all maps of ``celery.app.utils.Settings``.
 
-    ``changes`` is what was set on ``app.conf`` itself; what a configuration object said does not change.
+    ``changes`` is what was set on ``app.conf`` itself; what a configuration object said does not change. ``None``
+    before the configuration was read, which reads files: it is a ``celery.app.base.PendingConfiguration`` then.
     """
-    conf = app.conf
-    changed = conf.changes.get("task_always_eager")
+    changes = app.conf.changes
+    if type(changes) is not dict:
+        return None
+    changed = changes.get("task_always_eager")
     if changed is None:
         known = vars(app)
         if "_configured_eager" not in known:
-            known["_configured_eager"] = bool(conf.task_always_eager)
+            known["_configured_eager"] = bool(app.conf.task_always_eager)
         changed = known["_configured_eager"]
     return bool(changed)
 

@@ -16,13 +16,22 @@ from typing import Any, NoReturn, cast
 
 from celery import states
 
+from celeriac.compat import is_always_eager
 from celeriac.handle import R, TaskHandle
 from celeriac.stores.records import TaskEvent, TaskRecord
 
-__all__ = ["EagerExecution", "EagerHandle", "run_apart", "run_to_end"]
+__all__ = ["EagerExecution", "EagerHandle", "run_apart", "run_to_end", "runs_eagerly"]
 
 #: The loop of whoever waits for an eager call: a coroutine runs there, where what it uses belongs.
 _home: ContextVar[asyncio.AbstractEventLoop | None] = ContextVar("celeriac_home", default=None)
+
+
+async def runs_eagerly(app: Any) -> bool:
+    """Whether ``task_always_eager`` is set."""
+    eager = is_always_eager(app)
+    if eager is None:
+        eager = bool(await asyncio.to_thread(lambda: app.conf.task_always_eager))
+    return eager
 
 
 async def run_apart(function: Callable[..., Any], args: Sequence[Any], options: Mapping[str, Any]) -> Any:

@@ -27,12 +27,11 @@ from celeriac.compat import (
     RequestStack,
     current_execution,
     enter_eager_call,
-    is_always_eager,
     leave_execution,
     refuse_cancelled,
 )
 from celeriac.context import TaskContext, context_parameters
-from celeriac.eager import EagerExecution, EagerHandle, run_apart, run_to_end
+from celeriac.eager import EagerExecution, EagerHandle, run_apart, run_to_end, runs_eagerly
 from celeriac.handle import TaskHandle
 
 if TYPE_CHECKING:
@@ -159,7 +158,7 @@ class Task(CeleryTask, Generic[P, R]):  # type: ignore[misc]
         if self.typing:
             serializer = options.get("serializer") or self.serializer
             args, kwargs = self.schema.prepare(tuple(args), dict(kwargs), serializer)
-        if is_always_eager(self.app):
+        if await runs_eagerly(self.app):
             return await self.run_eagerly(args, kwargs, options)
         handle: TaskHandle[R] = await self.app.submit(self.name, args, kwargs, options, self)
         return handle
@@ -197,7 +196,7 @@ class Task(CeleryTask, Generic[P, R]):  # type: ignore[misc]
     def _call_as_message(self, request: Any, args: Any, kwargs: Any) -> Any:
         """Call the function as our worker does: with arguments that came as JSON, for a result that goes as JSON."""
         validated = self.typing and self.app.settings.validate_arguments
-        if validated:
+        if validated and not self.is_pydantics:
             args, kwargs = self.schema.load(args, kwargs)
         if wanted := context_parameters(self.function):
             kwargs = {**kwargs, **dict.fromkeys(wanted, TaskContext(EagerExecution(self.name, request)))}
@@ -243,7 +242,10 @@ class Task(CeleryTask, Generic[P, R]):  # type: ignore[misc]
     def function(self) -> Callable[..., Any]:
         """The function that was decorated, or ``run`` of a class-based task."""
         function = getattr(self, "_decorated_fun", None) or getattr(self, "_orig_run", None) or self.run
-        return cast("Callable[..., Any]", inspect.unwrap(function))
+        unwrapped = inspect.unwrap(function)
+        if inspect.ismethod(function) and not inspect.ismethod(unwrapped):
+            unwrapped = unwrapped.__get__(function.__self__)  # a decorated method
+        return cast("Callable[..., Any]", unwrapped)
 
     @property
     def schema(self) -> ArgumentSchema:
@@ -260,6 +262,11 @@ class Task(CeleryTask, Generic[P, R]):  # type: ignore[misc]
         """Whether the function's first parameter is the task."""
         run = inspect.getattr_static(type(self), "run", None)
         return getattr(self, "_decorated_fun", None) is not None and not isinstance(run, staticmethod)
+
+    @property
+    def is_pydantics(self) -> bool:
+        """Whether Celery's ``pydantic=True`` is set: then Celery validates the arguments, its own way."""
+        return self._dump_pydantic_arguments is not None
 
     @property
     def call_defaults(self) -> dict[str, Any]:

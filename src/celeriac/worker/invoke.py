@@ -41,7 +41,7 @@ def _arguments(execution: Execution, profile: TaskProfile) -> tuple[Any, Any]:
     if execution.stop is not None:
         raise execution.stop
     args, kwargs = execution.message.args, execution.message.kwargs
-    if profile.schema is not None:
+    if profile.loads_arguments and profile.schema is not None:
         args, kwargs = profile.schema.load(args, kwargs)
     if profile.context:
         kwargs = {**kwargs, **dict.fromkeys(profile.context, TaskContext(execution))}

@@ -9,7 +9,7 @@ from typing import Any
 
 from celeriac.arguments import ArgumentSchema
 from celeriac.autoretry import retries_itself
-from celeriac.compat import RequestStack, has_custom, key_stack_by_context
+from celeriac.compat import RequestStack, has_custom
 from celeriac.context import context_parameters
 from celeriac.protocol.settlement import AckSettings
 from celeriac.task import Task
@@ -40,6 +40,7 @@ class TaskProfile:
         "context",
         "handled",
         "kind",
+        "loads_arguments",
         "on_failure",
         "on_retry",
         "on_success",
@@ -60,7 +61,8 @@ class TaskProfile:
     ) -> None:
         self.task = task
         if not isinstance(task.request_stack, RequestStack):
-            key_stack_by_context(task.request_stack)
+            # A class of Celery's own: its stack is keyed by the thread, and knows no executions.
+            task.request_stack = RequestStack()
         function = task.function if isinstance(task, Task) else inspect.unwrap(task.run)
         # Not unwrapped: a plain function around a coroutine function is a plain function.
         self.kind = _kind_of(
@@ -71,6 +73,8 @@ class TaskProfile:
         self.schema: ArgumentSchema | None = None
         if isinstance(task, Task) and task.typing and validate:
             self.schema = task.schema
+        # With ``pydantic=True`` the function is in a wrapper of Celery's, which does that.
+        self.loads_arguments = self.schema is not None and not task.is_pydantics
         self.context = context_parameters(function)
         self.acks = AckSettings(
             acks_late=bool(task.acks_late),
