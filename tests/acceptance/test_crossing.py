@@ -12,11 +12,12 @@ from typing import Any
 
 import pytest
 from celery import chain, chord, group
-from celery.exceptions import TimeLimitExceeded
+from celery.exceptions import TimeLimitExceeded, WorkerLostError
 from tests.acceptance.processes import Launcher, Process, descendants
 from tests.services import RedisServer
 
 from celeriac import Celery
+from celeriac.errors import TaskRevoked
 
 pytestmark = pytest.mark.timeout(60)
 
@@ -119,6 +120,32 @@ async def test_a_time_limit_kills_a_child_and_nobody_else(crossing: Crossing) ->
     async with asyncio.timeout(_PATIENCE):
         while len(before - crossing.children()) != 1 or len(crossing.children()) != len(before):
             await asyncio.sleep(0.05)
+
+
+async def test_a_cancelled_task_does_not_start_in_a_child_and_terminate_stops_one_that_runs(
+    crossing: Crossing,
+) -> None:
+    running = [await crossing.client.enqueue(crossing.s("cpu.stuck", 60)) for _ in range(2)]
+    async with asyncio.timeout(_PATIENCE):
+        while {await handle.state() for handle in running} != {"STARTED"}:
+            await asyncio.sleep(0.05)
+    waiting = await crossing.client.enqueue(crossing.s("cpu.square", 2))
+    assert await waiting.cancel()
+    for handle in running:
+        await asyncio.to_thread(crossing.client.control.revoke, handle.id, terminate=True)
+        with pytest.raises(TaskRevoked):
+            await handle.result(_PATIENCE)
+    with pytest.raises(TaskRevoked):
+        await waiting.result(_PATIENCE)
+    assert await crossing.result("cpu.square", 3) == 9
+
+
+async def test_a_task_that_kills_its_children_fails_in_the_end(crossing: Crossing) -> None:
+    handle = await crossing.client.enqueue(crossing.s("cpu.killing"))
+    with pytest.raises(WorkerLostError):
+        await handle.result(_PATIENCE)
+    assert len((await handle.record()).attempts) == 2
+    assert await crossing.result("cpu.square", 3) == 9
 
 
 async def test_a_time_limit_in_a_thread_ends_the_task_and_leaves_the_thread(crossing: Crossing) -> None:

@@ -15,6 +15,7 @@ celery.conf.update(
     celeriac_lease=2.0,
     task_default_queue="default",
     task_routes={"cpu.*": {"queue": "cpu"}},
+    worker_lost_wait=0.5,
 )
 
 
@@ -54,6 +55,11 @@ async def coroutine_place() -> tuple[int, str]:
 def stuck(seconds: float) -> None:
     """Inside a call into C, where no exception can be raised."""
     time.sleep(seconds)
+
+
+@celery.task(name="cpu.killing", retry_on_worker_lost=True, max_retries=1, default_retry_delay=0)
+def killing() -> None:
+    os.kill(os.getpid(), 9)
 
 
 @celery.task(name="io.stuck_thread")
