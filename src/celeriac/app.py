@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import asyncio
 import time
+import warnings
 from collections.abc import AsyncGenerator, AsyncIterator, Callable, Coroutine, Mapping, Sequence
 from contextlib import AbstractAsyncContextManager
 from typing import TYPE_CHECKING, Any, Literal, ParamSpec, Self, TypeVar, cast, overload
 
 import celery
 from celery.canvas import Signature
+from celery.exceptions import AlwaysEagerIgnored
 from kombu.utils.imports import symbol_by_name
 from kombu.utils.objects import cached_property
 
@@ -155,8 +157,12 @@ class Celery(celery.Celery):  # type: ignore[misc]
             name = task if isinstance(task, str) else task.name
         registered = self._registered(name)
         args, kwargs = self._prepare(registered, args, kwargs or {}, options)
-        if not isinstance(task, str) and isinstance(registered, Task) and await runs_eagerly(self):
-            return await registered.run_eagerly(args, kwargs, options)
+        if await runs_eagerly(self):
+            if not isinstance(task, str) and isinstance(registered, Task):
+                return await registered.run_eagerly(args, kwargs, options)
+            warnings.warn(
+                AlwaysEagerIgnored("task_always_eager has no effect on tasks by name"), stacklevel=2
+            )
         return await self.submit(name, args, kwargs, options, registered)
 
     async def enqueue_many(
@@ -166,6 +172,8 @@ class Celery(celery.Celery):  # type: ignore[misc]
 
         ``deadline`` is in seconds. Raises as ``enqueue`` does, which also publishes canvas.
         """
+        if await runs_eagerly(self):
+            return [await self.enqueue(signature) for signature in signatures]
         connection = await self._connections.here()
         calls: list[Call] = []
         handles: list[TaskHandle[Any]] = []

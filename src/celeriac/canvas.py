@@ -12,6 +12,7 @@ from celery.canvas import Signature
 from celery.result import GroupResult, ResultBase
 
 from celeriac import compat
+from celeriac.eager import EagerHandle, run_apart, runs_eagerly
 from celeriac.handle import GroupHandle, TaskHandle, task_ids_of
 from celeriac.planning import Plan, collecting, prepare, publish
 from celeriac.stores.records import Transition
@@ -29,13 +30,17 @@ async def enqueue_canvas(
 
     ``options`` are those of ``apply_async``, ``owner`` and ``deadline``. The handle is on the last task of a chain, on
     the body of a chord, on all members of a group. Raises what ``celery.enqueue`` raises.
+
+    With ``task_always_eager`` nothing is published, and all of it has run when this returns.
     """
-    connection = await app._connections.here()
     deadline, owner = options.pop("deadline", None), options.pop("owner", None)
     copied = signature.clone()
     # ``clone`` makes plain signatures of map, starmap and chunks.
     signature = copied if type(copied) is type(signature) else signature
     compat.set_app(signature, app)
+    if await runs_eagerly(app):
+        return _ended(await run_apart(signature.apply_async, (tuple(args), dict(kwargs)), options))
+    connection = await app._connections.here()
     given = {options.get("task_id"), *(task.options.get("task_id") for task in _tasks_in(signature))}
     plan = Plan(app, connection.calls, options=None if owner is None else {"owner": owner})
 
@@ -104,6 +109,13 @@ def _handle_on(app: Any, result: Any, signature: Any) -> TaskHandle[Any]:
     return GroupHandle(
         result.id, [_handle_on(app, part, end) for part, end in zip(result.results, ends, strict=True)]
     )
+
+
+def _ended(result: Any) -> TaskHandle[Any]:
+    """The handle on what has been run eagerly."""
+    if isinstance(result, GroupResult):
+        return GroupHandle(result.id, [_ended(part) for part in result.results])
+    return EagerHandle(result)
 
 
 def _last(signature: Any) -> Any:
