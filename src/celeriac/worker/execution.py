@@ -5,8 +5,8 @@ from __future__ import annotations
 import asyncio
 import os
 import time
-from collections.abc import Callable, Mapping, Sequence
-from typing import Any
+from collections.abc import Callable, Mapping
+from typing import Any, cast
 
 from celery.canvas import Signature
 from pydantic_core import to_jsonable_python
@@ -31,6 +31,7 @@ class Execution(RunsTask):
 
     __slots__ = (
         "__weakref__",
+        "_carrying",
         "_plan",
         "_request",
         "abandoned",
@@ -76,6 +77,7 @@ class Execution(RunsTask):
         self.held_retries: list[Signature] = []
         self.successors: Any = None
         self._plan: Plan | None = None
+        self._carrying: asyncio.Task[None] | None = None
         self.planned: set[asyncio.Task[None]] | None = None
         self.unrecorded = _is_kombus(message)
 
@@ -215,14 +217,22 @@ class Execution(RunsTask):
             if self.planned is None:
                 self.planned = set()
             # In order: what the code does next may need what it did before.
-            self.planned.add(loop.create_task(self._carry_out(list(self.planned))))
+            self._carrying = loop.create_task(self._carry_out(self._carrying))
+            self.planned.add(self._carrying)
         return self._plan
 
-    async def _carry_out(self, before: Sequence[asyncio.Task[None]]) -> None:
-        plan, self._plan = self._plan, None
-        if before:
-            await asyncio.wait(before)
+    async def _carry_out(self, before: asyncio.Task[None] | None) -> None:
+        try:
+            if before is not None:
+                await asyncio.wait([before])
+        finally:
+            # Not sooner: what is called meanwhile goes with it, so that a task that publishes all the time has one
+            # plan under way, and one that waits.
+            plan, self._plan = self._plan, None
         await self.successors.carry_out(plan)
+        if self.planned is not None:
+            # Only failures are kept for the end, which may be days away.
+            self.planned.discard(cast("asyncio.Task[None]", asyncio.current_task()))
 
     async def finish_plans(self) -> None:
         """Wait until what the task's code has published and stored is with the servers. Raises what they refused."""

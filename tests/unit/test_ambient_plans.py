@@ -1,0 +1,74 @@
+"""What a task's coroutine publishes by Celery's synchronous calls, which the worker carries out beside it."""
+
+from __future__ import annotations
+
+import asyncio
+from typing import Any
+from uuid import uuid4
+
+import pytest
+
+from celeriac import Celery
+from celeriac.compat import current_execution
+from celeriac.worker.embedded import run_embedded
+
+
+@pytest.fixture
+def celery() -> Celery:
+    url = f"memory://{uuid4()}"
+    app = Celery("ambient", broker=url, backend=url, set_as_current=False)
+    app.conf.celeriac_shutdown_grace = 1.0
+    return app
+
+
+async def test_a_task_that_publishes_all_the_time_remembers_nothing_of_it(celery: Celery) -> None:
+    remembered: list[int] = []
+    ran: list[int] = []
+
+    @celery.task(name="leaf")
+    async def leaf(number: int) -> None:
+        ran.append(number)
+
+    @celery.task(name="stream")
+    async def stream() -> None:
+        for number in range(300):
+            leaf.delay(number)
+            await asyncio.sleep(0)
+            remembered.append(len(current_execution().planned))
+
+    async with celery, run_embedded(celery, concurrency=1):
+        await (await stream.enqueue()).result(10)
+        await (await celery.enqueue("leaf", (300,))).result(10)
+    assert max(remembered) <= 2
+    assert ran == list(range(301))
+
+
+async def test_calls_that_wait_for_one_that_is_under_way_keep_their_order(
+    celery: Celery, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    released = asyncio.Event()
+    seen: list[list[Any]] = []
+
+    @celery.task(name="leaf")
+    async def leaf(number: int) -> None: ...
+
+    @celery.task(name="stream")
+    async def stream() -> None:
+        for number in range(5):
+            leaf.delay(number)
+            await asyncio.sleep(0.01)
+        released.set()
+
+    async with celery, run_embedded(celery, concurrency=1):
+        publish = celery.broker.publish
+
+        async def publish_late(publications: Any) -> None:
+            if publications[0].message.headers["task"] == "leaf":
+                await released.wait()
+                seen.append([each.message.headers["argsrepr"] for each in publications])
+            await publish(publications)
+
+        handle = await stream.enqueue()
+        monkeypatch.setattr(celery.broker, "publish", publish_late)
+        await handle.result(10)
+    assert seen == [["(0,)"], ["(1,)", "(2,)", "(3,)", "(4,)"]]
