@@ -55,7 +55,7 @@ _RECORDED = ("ignored result", "result ignored by the call", "ignored failure")
 
 #: What our worker hands over in place of an instance of Celery's class; it has the same attributes.
 _INSTEAD = {
-    "Execution": "Request",
+    "ReceivedRequest": "Request",
     "TaskRequest": "Context",
     "MalformedMessage": "NoneType",  # Celery gives no reason
     "EventPublisher": "Heart",

@@ -25,6 +25,7 @@ from celeriac.worker.execution import Execution
 from celeriac.worker.lifecycle import Lifecycle
 from celeriac.worker.log import log_ending, log_received
 from celeriac.worker.profile import TaskProfile
+from celeriac.worker.received import ReceivedRequest
 from celeriac.worker.refusal import raw_message
 
 __all__ = ["Perform", "Reporter"]
@@ -71,7 +72,8 @@ class Reporter:
         if revoked or execution.task is None or (message.expires and message.expires <= datetime.now(UTC)):
             return
         if signals.task_received.receivers:
-            await announce(signals.task_received, self._consumer, request=execution)
+            request = ReceivedRequest(execution, self._consumer.app)
+            await announce(signals.task_received, self._consumer, request=request)
         self._send(
             execution,
             "task-received",

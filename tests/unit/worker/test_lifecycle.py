@@ -15,6 +15,7 @@ from uuid import uuid4
 import pytest
 from celery import current_task, signals
 from celery.exceptions import Ignore, Reject
+from celery.worker.request import Request
 
 from celeriac import Celery
 from celeriac.worker import announce
@@ -396,6 +397,36 @@ async def test_a_receiver_for_one_task_hears_of_that_alone(celery: Celery) -> No
         await (await other.enqueue()).result(5)
         assert await ended(celery, one) == "SUCCESS"
     assert heard == [one.name]
+
+
+async def test_a_received_request_has_the_attributes_of_celerys(celery: Celery, connect: Any) -> None:
+    told: list[dict[str, Any]] = []
+    missing: list[str] = []
+    # Those of a request that is under way in a pool, and what the worker's steps use to settle the message.
+    inner = {"on_ack", "on_reject", "execute", "execute_using_pool", "reject", "acknowledge", "send_event"}
+    inner |= {"maybe_expire", "revoked"}  # it is neither: receivers do not hear of those
+
+    def on_received(request: Any, **_: Any) -> None:
+        names = {name for name in vars(Request) if not name.startswith(("_", "on_"))} - inner
+        missing.extend(name for name in names if not hasattr(request, name))
+        told.append({"name": request.name, "type": request.type, "id": request.id, "info": request.info()})
+        assert request.message.headers["id"] == request.request_dict["id"] == request.task_id
+        assert request.body
+        assert request.correlation_id == request.root_id == request.id
+        assert request.task.name == request.type
+
+    connect(signals.task_received, on_received)
+
+    @celery.task(name="task")
+    async def task() -> None:
+        pass
+
+    async with working(celery):
+        handle = await task.using(shadow="another").enqueue()
+        await handle.result(5)
+    assert not missing
+    assert told[0]["name"] == "another"
+    assert (told[0]["type"], told[0]["id"], told[0]["info"]["id"]) == ("task", handle.id, handle.id)
 
 
 # -- what is logged ----------------------------------------------------------------------------------------------
