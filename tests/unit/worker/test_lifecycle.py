@@ -14,10 +14,12 @@ from uuid import uuid4
 
 import pytest
 from celery import current_task, signals
+from celery.app.task import Context
 from celery.exceptions import Ignore, Reject
 from celery.worker.request import Request
 
 from celeriac import Celery
+from celeriac.compat import is_always_eager
 from celeriac.worker import announce
 from celeriac.worker.embedded import run_embedded
 
@@ -480,3 +482,83 @@ async def test_a_traceback_begins_with_the_tasks_own_code(celery: Celery, kind: 
     assert first == "Traceback (most recent call last):"
     assert f"{__name__.rpartition('.')[2]}.py" in second
     assert last == "ValueError: too bad"
+
+
+# -- stopped from outside ----------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("kind", ["def", "async def"])
+async def test_a_hard_time_limit_is_told_in_celerys_order(
+    celery: Celery, connect: Any, kind: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    """``celery.worker.request.Request.on_timeout``; a stock worker's process is gone, and sends no ``task_postrun``."""
+    told: list[str] = []
+    connect(signals.task_failure, lambda exception, **_: told.append(f"task_failure {exception!r}"))
+
+    class Base(celery.Task):  # type: ignore[misc,name-defined]
+        def on_failure(self, exc: Exception, *_: Any) -> None:
+            told.append(f"on_failure {exc!r}")
+
+        def after_return(self, status: str, *_: Any) -> None:
+            told.append(f"after_return {status}")
+
+    def function() -> None:
+        for _ in range(500):
+            time.sleep(0.01)
+
+    async def coroutine() -> None:
+        await asyncio.sleep(5)
+
+    body = function if kind == "def" else coroutine
+    task = celery.task(base=Base, name="task", time_limit=0.1)(body)
+    async with working(celery):
+        assert await ended(celery, task) == "FAILURE"
+    error = "TimeLimitExceeded(0.1)"
+    assert told == [f"on_failure {error}", "after_return FAILURE", f"task_failure {error}"]
+    assert "Hard time limit (0.1s) exceeded for task[" in caplog.text
+
+
+@pytest.mark.parametrize("kind", ["def", "async def"])
+async def test_a_task_that_is_stopped_is_announced_as_revoked(
+    celery: Celery, connect: Any, kind: str
+) -> None:
+    started = asyncio.Event()
+    revoked: asyncio.Future[dict[str, Any]] = asyncio.get_running_loop().create_future()
+    failed: list[Any] = []
+    loop = asyncio.get_running_loop()
+    connect(signals.task_revoked, lambda **named: revoked.set_result(named))
+    connect(signals.task_failure, lambda **named: failed.append(named))
+
+    def function() -> None:
+        loop.call_soon_threadsafe(started.set)
+        for _ in range(500):
+            time.sleep(0.01)
+
+    async def coroutine() -> None:
+        started.set()
+        await asyncio.sleep(5)
+
+    task = celery.task(name="task")(function if kind == "def" else coroutine)
+    async with working(celery):
+        handle = await task.enqueue()
+        async with asyncio.timeout(5):
+            await started.wait()
+            await handle.cancel()
+            named = await revoked
+    assert isinstance(named["request"], Context)
+    assert named["request"].id == handle.id
+    assert (named["sender"].name, named["terminated"], named["expired"]) == ("task", True, False)
+    assert not failed
+
+
+# -- Celery's internals ------------------------------------------------------------------------------------------
+
+
+def test_whether_tasks_are_eager_is_known_without_reading_the_configuration() -> None:
+    app = Celery("unread", broker="memory://", set_as_current=False)
+    app.conf.task_always_eager = True
+    assert is_always_eager(app) is None  # reading it would read files
+    assert app.conf.task_serializer == "json"
+    assert is_always_eager(app) is True
+    app.conf.task_always_eager = False
+    assert is_always_eager(app) is False
