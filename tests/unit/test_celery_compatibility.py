@@ -10,7 +10,8 @@ import celery
 import pytest
 from celery.app.defaults import NAMESPACES, flatten
 
-from celeriac.config import OWN_DEFAULTS
+from celeriac.config import CELERY_DEFAULTS, OWN_DEFAULTS
+from celeriac.worker import unsupported
 
 _ROOT = Path(__file__).parents[2]
 _DOCS = [_ROOT / "README.md", *(_ROOT / "docs").rglob("*.md")]
@@ -80,8 +81,6 @@ def test_each_row_has_a_verdict_and_a_reason_unless_it_is_yes() -> None:
 
 
 def test_what_has_another_default_here_is_said_to_differ() -> None:
-    from celeriac.config import CELERY_DEFAULTS
-
     declared = dict(flatten(NAMESPACES))
     verdicts = {name: cells[1] for cells in _SETTING_ROWS for name in re.findall(r"`([^`]+)`", cells[0])}
     changed = {
@@ -91,6 +90,11 @@ def test_what_has_another_default_here_is_said_to_differ() -> None:
         if value != declared[name].default and name not in ("timezone", "broker_connection_retry_on_startup")
     }
     assert {name for name in changed if verdicts[name] == "**yes**"} == set()
+
+
+def test_what_a_worker_warns_of_is_not_said_to_work() -> None:
+    verdicts = {name: cells[1] for cells in _SETTING_ROWS for name in re.findall(r"`([^`]+)`", cells[0])}
+    assert [name for name, *_ in unsupported._TABLE if verdicts[name] == "**yes**"] == []
 
 
 @pytest.mark.parametrize("name", sorted(OWN_DEFAULTS))
