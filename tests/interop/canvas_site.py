@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import json
 import sys
 import time
@@ -135,6 +136,8 @@ class _Site:
 
     def close(self) -> None:
         self._launcher.clean_up()
+        # A result that is forgotten unsubscribes, for which it needs the server.
+        gc.collect()
         for clients in self._stores.values():
             for client in clients.values():
                 client.close()

@@ -169,9 +169,9 @@ def _define_callers(task: Any) -> None:
 
     @task(bind=True)
     def spread(self, numbers, to):  # type: ignore[no-untyped-def]
-        """Adds a part to its chord for each number."""
+        """Adds a part to its chord for each number, which it gets unless that is ``None``."""
         for number in numbers:
-            self.add_to_chord(within(to, (number,), self.app))
+            self.add_to_chord(within(to, () if number is None else (number,), self.app))
         return 0
 
 
