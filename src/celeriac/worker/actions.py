@@ -5,12 +5,12 @@ from __future__ import annotations
 import time
 from collections.abc import Iterable, Mapping, Sequence
 from datetime import UTC, datetime
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 
 from celery.exceptions import TaskRevokedError
 from celery.platforms import signals
 
-from celeriac.brokers.base import Delayed
+from celeriac.brokers.base import Broker, Delayed
 from celeriac.worker.compat import worker_state
 from celeriac.worker.execution import Execution
 from celeriac.worker.mirror import RequestView
@@ -87,7 +87,16 @@ class Actions:
 
     async def delayed(self) -> Sequence[Delayed]:
         """What waits for its time in the worker's queues, as much as anybody would read."""
-        return await self._service.delayed(_MOST_DELAYED)
+        broker, queues = await self._broker(), self._service.queues()
+        return [each for queue in queues for each in await broker.delayed(queue, _MOST_DELAYED)]
+
+    async def waiting(self) -> int:
+        """How many messages wait in the worker's queues."""
+        broker, queues = await self._broker(), self._service.queues()
+        return sum([await broker.size(queue) for queue in queues])
+
+    async def _broker(self) -> Broker:
+        return cast("Broker", (await self._service.app._connections.here()).broker)
 
     def describe(self, delayed: Sequence[Delayed]) -> Sequence[dict[str, Any]]:
         """As ``inspect scheduled`` shows it."""

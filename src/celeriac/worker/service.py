@@ -10,7 +10,7 @@ from typing import Any
 from celery.exceptions import TaskRevokedError
 from celery.utils.log import get_logger
 
-from celeriac.brokers.base import Delayed, Delivery
+from celeriac.brokers.base import Delivery
 from celeriac.connection import Connection
 from celeriac.protocol.exchanges import Binding
 from celeriac.routing import bindings_of
@@ -113,7 +113,7 @@ class Service:
             settings.connection_retry_on_startup, settings.connection_retry, settings.connection_max_retries
         )
         self.fetcher = Fetcher(
-            connection.broker, self._queues, self.slots, self._start, patience, self._bindings
+            connection.broker, self.queues, self.slots, self._start, patience, self._bindings
         )
         self._control = ControlThread(
             self._consumer,
@@ -133,6 +133,7 @@ class Service:
         self.executor.refresh(self._profile(task))
 
     def _profile(self, task: Any) -> TaskProfile:
+        self.rates.read(task)  # it may have been registered after the start
         return TaskProfile(
             task,
             validate=self.app.settings.validate_arguments,
@@ -154,7 +155,7 @@ class Service:
         ]
         autoscaler = getattr(self._controller, "autoscaler", None)
         if isinstance(autoscaler, Autoscaler):
-            scaling = autoscaler.run(self.slots, self._waiting_messages, self.actions.on_pool_resize)
+            scaling = autoscaler.run(self.slots, self.actions.waiting, self.actions.on_pool_resize)
             background.append(asyncio.create_task(scaling))
         requested = asyncio.create_task(self.shutdown.warm.wait())
         try:
@@ -175,21 +176,13 @@ class Service:
 
     # -- from delivery to execution ------------------------------------------------------------------------------
 
-    def _queues(self) -> Sequence[str]:
+    def queues(self) -> Sequence[str]:
+        """The names of the queues that the worker consumes from, as of now."""
         return list(self.app.amqp.queues.consume_from)
 
     def _bindings(self) -> list[Binding]:
         queues = self.app.amqp.queues.consume_from.values()
         return [binding for queue in queues for binding in bindings_of(queue)]
-
-    async def delayed(self, limit: int) -> Sequence[Delayed]:
-        """What waits for its time in the worker's queues, so many of each at most."""
-        broker = (await self.app._connections.here()).broker
-        return [each for queue in self._queues() for each in await broker.delayed(queue, limit)]
-
-    async def _waiting_messages(self) -> int:
-        broker = (await self.app._connections.here()).broker
-        return sum([await broker.size(queue) for queue in self._queues()])
 
     async def _start(self, deliveries: Sequence[Delivery]) -> None:
         for delivery in deliveries:
