@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import os
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple, cast
 
@@ -62,6 +62,8 @@ class Call:
     fresh: bool = True
     #: The records of tasks that this one leads to and that are published later.
     ahead: Sequence[Transition] = ()
+    #: Ids among those that were not made for this call: their records may be older than it.
+    known: Collection[str] = ()
 
     @property
     def task_id(self) -> str:
@@ -267,7 +269,9 @@ def _move_headers(options: dict[str, Any], headers: TaskHeaders) -> None:
     headers.update(cast("TaskHeaders", values))
 
 
-def planned(embed: Mapping[str, Any], *, root_id: str, at: float) -> list[Transition]:
+def planned(
+    embed: Mapping[str, Any], *, root_id: str, at: float, owner: str | None = None
+) -> list[Transition]:
     """Records for the tasks that a message already names, but that are published later: its chain and its chord's body,
     and what follows those.
 
@@ -288,7 +292,9 @@ def planned(embed: Mapping[str, Any], *, root_id: str, at: float) -> list[Transi
             ahead += signature["kwargs"].get("tasks") or ()
         if task_id := options.get("task_id"):
             name = None if kind else signature.get("task")
-            found.append(Transition(task_id=task_id, state="PENDING", at=at, name=name, root_id=root_id))
+            found.append(
+                Transition(task_id=task_id, state="PENDING", at=at, name=name, root_id=root_id, owner=owner)
+            )
     return found
 
 

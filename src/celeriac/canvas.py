@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from itertools import islice
 from typing import Any
 
@@ -13,8 +13,10 @@ from celery.result import GroupResult, ResultBase
 
 from celeriac import compat
 from celeriac.eager import EagerHandle, run_apart, runs_eagerly
+from celeriac.errors import InvalidArguments, StoreError
 from celeriac.handle import GroupHandle, TaskHandle, task_ids_of
 from celeriac.planning import Plan, collecting, prepare, publish
+from celeriac.stores.base import Store
 from celeriac.stores.records import Transition
 
 __all__ = ["enqueue_canvas"]
@@ -38,10 +40,12 @@ async def enqueue_canvas(
     # ``clone`` makes plain signatures of map, starmap and chunks.
     signature = copied if type(copied) is type(signature) else signature
     compat.set_app(signature, app)
+    if _last(signature).get("subtask_type") == "chain":
+        raise InvalidArguments("This chain has no task.")
     if await runs_eagerly(app):
         return _ended(await run_apart(signature.apply_async, (tuple(args), dict(kwargs)), options))
     connection = await app._connections.here()
-    given = {options.get("task_id"), *(task.options.get("task_id") for task in _tasks_in(signature))}
+    given = {options.get("task_id"), *(task.options.get("task_id") for task in _tasks_in(signature))} - {None}
     plan = Plan(app, connection.calls, options=None if owner is None else {"owner": owner})
 
     def lay_out() -> ResultBase:
@@ -51,12 +55,21 @@ async def enqueue_canvas(
     small = len(list(islice(_tasks_in(signature), _MOST_ON_LOOP + 1))) <= _MOST_ON_LOOP
     result = lay_out() if small else await asyncio.to_thread(lay_out)
     handle = _handle_on(app, result, signature)
+    known = await _recorded(connection.store, given) if given else given
     for call in plan.calls:
-        call.fresh = call.task_id not in given
+        call.fresh, call.known = call.task_id not in known, known
     _record_ends(plan, handle)
     await prepare(plan, connection.store)
     await publish(plan, connection.publisher, deadline)
     return handle
+
+
+async def _recorded(store: Store, task_ids: Collection[str]) -> Collection[str]:
+    """Which of these tasks have records already, which must not go if the canvas is not published."""
+    try:
+        return set(await store.get(list(task_ids)))
+    except StoreError:
+        return task_ids
 
 
 def _record_ends(plan: Plan, handle: TaskHandle[Any]) -> None:

@@ -120,7 +120,8 @@ class Plan:
         if self._recorded is None:
             return ()
         record, found = call.record, []
-        for step in planned(call.body[2], root_id=record.root_id or record.task_id, at=record.at):
+        root_id = record.root_id or record.task_id
+        for step in planned(call.body[2], root_id=root_id, at=record.at, owner=record.owner):
             if step.task_id not in self._recorded:
                 self._recorded.add(step.task_id)
                 found.append(step)

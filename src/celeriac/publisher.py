@@ -161,7 +161,8 @@ class Publisher:
         They are deleted, or end as they did before if there is a ``former`` end.
         """
         # Only records that these calls have made: an id of the caller's own may have had one before.
-        fresh = [call.task_id for call in calls if call.fresh] + [step.task_id for step in _ahead(calls)]
+        fresh = [call.task_id for call in calls if call.fresh]
+        fresh += [step.task_id for call in calls for step in call.ahead if step.task_id not in call.known]
         try:
             async with asyncio.timeout_at(until):
                 if await asyncio.shield(recorded) is not None:
