@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import inspect
 from collections.abc import AsyncGenerator, AsyncIterator, Callable, Coroutine, Mapping, Sequence
 from datetime import datetime, timedelta
@@ -41,6 +42,9 @@ __all__ = ["BoundTaskDecorator", "EnqueueOptions", "PendingCall", "Task", "TaskD
 
 P = ParamSpec("P")
 R = TypeVar("R")
+
+#: What a task class may do around its function.
+_HANDLERS = ("before_start", "on_success", "on_failure", "on_retry", "after_return")
 
 
 class EnqueueOptions(TypedDict, total=False):
@@ -139,6 +143,10 @@ class Task(CeleryTask, Generic[P, R]):  # type: ignore[misc]
         """Called by Celery when the task belongs to its app."""
         # Celery's is keyed by the thread: interleaved coroutines would share a request.
         cls.request_stack = RequestStack()
+        for name in _HANDLERS:
+            handler = inspect.getattr_static(cls, name)
+            if inspect.iscoroutinefunction(handler):
+                setattr(cls, name, _for_any_tracer(handler))
 
     async def enqueue(self, *args: P.args, **kwargs: P.kwargs) -> TaskHandle[R]:
         """Validate the arguments, publish the task, and return a handle when the broker has confirmed.
@@ -181,12 +189,7 @@ class Task(CeleryTask, Generic[P, R]):  # type: ignore[misc]
         In Celery's own tracer (``task.apply()``, stock worker pools) nobody would await it, so it is run to its end.
         """
         request = self.request_stack.top
-        if (
-            request is None
-            or request.called_directly
-            or request._protected
-            or (current_execution() is not None and not request.is_eager)
-        ):
+        if not _traced_by_celery(request) or request._protected:
             return super().__call__(*args, **kwargs)
         request._protected = 1
         if not request.is_eager:
@@ -317,6 +320,24 @@ class Task(CeleryTask, Generic[P, R]):  # type: ignore[misc]
         execution = current_execution()
         if execution is not None:
             execution.emit(value)
+
+
+def _traced_by_celery(request: Any) -> bool:
+    """Whether Celery's own tracer runs the task of this request, which awaits nothing."""
+    if request is None or request.called_directly:
+        return False
+    return current_execution() is None or bool(request.is_eager)
+
+
+def _for_any_tracer(handler: Callable[..., Coroutine[Any, Any, Any]]) -> Callable[..., Any]:
+    """A handler that is a coroutine function, which Celery's own tracer would call and not await."""
+
+    @functools.wraps(handler)
+    def call(self: Any, *args: Any, **kwargs: Any) -> Any:
+        coroutine = handler(self, *args, **kwargs)
+        return run_to_end(coroutine) if _traced_by_celery(self.request_stack.top) else coroutine
+
+    return call
 
 
 class TaskDecorator(Protocol):

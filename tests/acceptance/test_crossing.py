@@ -29,6 +29,7 @@ _PATIENCE = 20.0
 class Crossing:
     """Both workers, and a client that knows the routes and none of the tasks."""
 
+    folder: Path
     client: Celery
     ours: Process
     prefork: Process
@@ -64,7 +65,7 @@ def workers(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFac
             worker.wait_for_line(r" ready\.")
         client = Celery("client", broker=url, set_as_current=False)
         client.conf.update(task_default_queue="default", task_routes={"cpu.*": {"queue": "cpu"}})
-        yield Crossing(client, ours, prefork)
+        yield Crossing(folder, client, ours, prefork)
 
 
 @pytest.fixture
@@ -84,6 +85,16 @@ async def test_a_coroutine_task_runs_in_a_child_process(crossing: Crossing) -> N
     pid, hostname = await crossing.result("cpu.coroutine_place")
     assert pid in crossing.children()
     assert hostname == "cpu@site"
+
+
+@pytest.mark.parametrize("queue", ["cpu", "default"])
+async def test_handlers_that_are_coroutines_are_awaited(crossing: Crossing, queue: str) -> None:
+    handle = await crossing.client.enqueue(crossing.s("cpu.noting", queue=queue))
+    assert await handle.result(_PATIENCE) == ["before_start", "run"]
+    noted = crossing.folder / f"{handle.id}.noted"
+    async with asyncio.timeout(_PATIENCE):
+        while not noted.exists() or noted.read_text() != "before_start run on_success":
+            await asyncio.sleep(0.02)
 
 
 async def test_a_chain_crosses_from_one_worker_to_the_other_and_back(crossing: Crossing) -> None:

@@ -5,6 +5,8 @@ from __future__ import annotations
 import asyncio
 import os
 import time
+from pathlib import Path
+from typing import Any
 
 from celery import current_task
 
@@ -49,6 +51,21 @@ def cpu_place() -> tuple[int, str]:
 async def coroutine_place() -> tuple[int, str]:
     await asyncio.sleep(0.01)
     return os.getpid(), current_task.request.hostname
+
+
+class Noting(celery.Task):
+    async def before_start(self, *_: object) -> None:
+        await asyncio.sleep(0)
+        self.request.noted = ["before_start"]
+
+    async def on_success(self, result: list[str], task_id: str, *_: object) -> None:
+        await asyncio.sleep(0)
+        Path(f"{task_id}.noted").write_text(" ".join([*result, "on_success"]))  # noqa: ASYNC240 - a few bytes
+
+
+@celery.task(name="cpu.noting", base=Noting, bind=True)
+async def noting(self: Any) -> list[str]:
+    return [*self.request.noted, "run"]
 
 
 @celery.task(name="cpu.stuck", acks_on_timeout=True)
