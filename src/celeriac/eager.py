@@ -15,9 +15,11 @@ from dataclasses import dataclass
 from typing import Any, NoReturn, cast
 
 from celery import states
+from celery.exceptions import SoftTimeLimitExceeded
 
 from celeriac.compat import is_always_eager
 from celeriac.handle import R, TaskHandle
+from celeriac.steering import Steered
 from celeriac.stores.records import TaskEvent, TaskRecord
 
 __all__ = ["EagerExecution", "EagerHandle", "run_apart", "run_to_end", "runs_eagerly"]
@@ -57,7 +59,35 @@ def run_to_end(value: Any) -> Any:
             return thread.submit(contextvars.copy_context().run, asyncio.run, _await(value)).result()
     if home is not None and home.is_running():
         return asyncio.run_coroutine_threadsafe(_await(value), home).result()
-    return asyncio.run(_await(value))
+    return _run_softly(value)
+
+
+def _run_softly(awaitable: Awaitable[Any]) -> Any:
+    """``asyncio.run``, in which a soft time limit is raised at the ``await`` where the coroutine is.
+
+    Celery's prefork pool raises it in a signal handler, which mostly is in the loop's own wait.
+    """
+    with asyncio.Runner() as runner:
+        loop = runner.get_loop()
+        steered: Steered | None = None
+
+        async def main() -> Any:
+            nonlocal steered
+            if not inspect.iscoroutine(awaitable):
+                return await awaitable
+            this = asyncio.current_task()
+            assert this is not None
+            steered = Steered(awaitable, this)
+            return await steered
+
+        task = loop.create_task(main())
+        while True:
+            try:
+                return loop.run_until_complete(task)
+            except SoftTimeLimitExceeded as limit:
+                if steered is None or task.done():
+                    raise
+                steered.throw_in(limit)
 
 
 def _runs_here() -> bool:

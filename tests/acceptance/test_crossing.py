@@ -12,7 +12,7 @@ from typing import Any
 
 import pytest
 from celery import chain, chord, group
-from celery.exceptions import TimeLimitExceeded, WorkerLostError
+from celery.exceptions import SoftTimeLimitExceeded, TimeLimitExceeded, WorkerLostError
 from tests.acceptance.processes import Launcher, Process, descendants
 from tests.services import RedisServer
 
@@ -131,6 +131,13 @@ async def test_a_time_limit_kills_a_child_and_nobody_else(crossing: Crossing) ->
     async with asyncio.timeout(_PATIENCE):
         while len(before - crossing.children()) != 1 or len(crossing.children()) != len(before):
             await asyncio.sleep(0.05)
+
+
+@pytest.mark.parametrize("queue", ["cpu", "default"])
+async def test_a_coroutine_may_clean_up_at_its_soft_limit(crossing: Crossing, queue: str) -> None:
+    assert await crossing.result("cpu.patient", 30, True, queue=queue) == "cleaned up"
+    with pytest.raises(SoftTimeLimitExceeded):
+        await crossing.result("cpu.patient", 30, False, queue=queue)
 
 
 async def test_a_cancelled_task_does_not_start_in_a_child_and_terminate_stops_one_that_runs(

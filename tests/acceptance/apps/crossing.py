@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from celery import current_task
+from celery.exceptions import SoftTimeLimitExceeded
 
 from celeriac import Celery
 
@@ -51,6 +52,17 @@ def cpu_place() -> tuple[int, str]:
 async def coroutine_place() -> tuple[int, str]:
     await asyncio.sleep(0.01)
     return os.getpid(), current_task.request.hostname
+
+
+@celery.task(name="cpu.patient", soft_time_limit=1)
+async def patient(seconds: float, catches: bool) -> str:
+    try:
+        await asyncio.sleep(seconds)
+    except SoftTimeLimitExceeded:
+        if not catches:
+            raise
+        await asyncio.sleep(0.01)
+    return "cleaned up"
 
 
 class Noting(celery.Task):
