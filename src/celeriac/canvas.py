@@ -19,7 +19,7 @@ from celeriac.planning import Plan, collecting, prepare, publish
 from celeriac.stores.base import Store
 from celeriac.stores.records import Transition
 
-__all__ = ["enqueue_canvas"]
+__all__ = ["enqueue_canvas", "is_large"]
 
 #: A canvas of more tasks than this is laid out in a thread: each costs about 0.2 ms, and the loop has others to serve.
 _MOST_ON_LOOP = 16
@@ -45,15 +45,16 @@ async def enqueue_canvas(
     if await runs_eagerly(app):
         return _ended(await run_apart(signature.apply_async, (tuple(args), dict(kwargs)), options))
     connection = await app._connections.here()
-    given = {options.get("task_id"), *(task.options.get("task_id") for task in _tasks_in(signature))} - {None}
+    given = {options.get("task_id"), *(task["options"].get("task_id") for task in _tasks_in(signature))} - {
+        None
+    }
     plan = Plan(app, connection.calls, options=None if owner is None else {"owner": owner})
 
     def lay_out() -> ResultBase:
         with collecting(plan):
             return signature.apply_async(tuple(args), dict(kwargs), **options)
 
-    small = len(list(islice(_tasks_in(signature), _MOST_ON_LOOP + 1))) <= _MOST_ON_LOOP
-    result = lay_out() if small else await asyncio.to_thread(lay_out)
+    result = await asyncio.to_thread(lay_out) if is_large(signature) else lay_out()
     handle = _handle_on(app, result, signature)
     known = await _recorded(connection.store, given) if given else given
     for call in plan.calls:
@@ -94,20 +95,25 @@ def _record_ends(plan: Plan, handle: TaskHandle[Any]) -> None:
     ]
 
 
-def _tasks_in(signature: Any) -> Iterator[Any]:
+def is_large(signature: Mapping[str, Any]) -> bool:
+    """Whether a canvas is to be laid out in a thread: a signature, or what it was sent as."""
+    return len(list(islice(_tasks_in(signature), _MOST_ON_LOOP + 1))) > _MOST_ON_LOOP
+
+
+def _tasks_in(signature: Mapping[str, Any]) -> Iterator[Mapping[str, Any]]:
     """The tasks of a canvas, one by one, as far as somebody asks."""
-    kind = signature.get("subtask_type")
+    kind, parts = signature.get("subtask_type"), signature.get("kwargs") or {}
     if kind not in ("group", "chain", "chord"):
         yield signature
         return
-    tasks = signature.tasks
-    # A generator is left alone: Celery runs through it once.
-    for task in (
-        tasks.tasks if isinstance(tasks, Signature) else tasks if isinstance(tasks, (list, tuple)) else ()
-    ):
-        yield from _tasks_in(task)
-    if kind == "chord" and signature.body is not None:
-        yield from _tasks_in(signature.body)
+    tasks = parts.get("header" if kind == "chord" else "tasks")
+    if isinstance(tasks, Mapping):
+        yield from _tasks_in(tasks)
+    elif isinstance(tasks, (list, tuple)):  # a generator is left alone: Celery runs through it once
+        for task in tasks:
+            yield from _tasks_in(task)
+    if kind == "chord" and (body := parts.get("body")) is not None:
+        yield from _tasks_in(body)
 
 
 def _handle_on(app: Any, result: Any, signature: Any) -> TaskHandle[Any]:

@@ -20,6 +20,9 @@ __all__ = ["GroupHandle", "TaskHandle", "task_ids_of"]
 
 R = TypeVar("R")
 
+#: Members of a group that are asked for in one tick of the loop, which is one question to the store.
+_ASKED = 500
+
 
 class TaskHandle(Generic[R]):
     """What ``enqueue`` returns, and ``celery.handle(task_id)`` makes from an id.
@@ -132,7 +135,10 @@ class GroupHandle(TaskHandle[list[Any]]):
 
     async def state(self) -> str:
         """SUCCESS when all members have succeeded, the state of the first that has not ended well, else PENDING."""
-        found = [await member.state() for member in self.members]
+        found: list[str] = []
+        for start in range(0, len(self.members), _ASKED):
+            members = self.members[start : start + _ASKED]
+            found += await asyncio.gather(*(member.state() for member in members))
         wrong = next((state for state in found if state in ("FAILURE", "REVOKED")), None)
         return wrong or ("SUCCESS" if all(state == "SUCCESS" for state in found) else "PENDING")
 

@@ -24,6 +24,9 @@ __all__ = ["call_body", "gather"]
 
 logger = get_logger(__name__)
 
+#: Records that are read at once: others have their turn in between.
+_READ = 500
+
 
 async def gather(app: Any, store: Store, claim: ChordClaim) -> list[Any] | ChordError:
     """The results of a header, or why there are none. Raises StoreUnavailable."""
@@ -55,10 +58,13 @@ async def _results(app: Any, store: Store, claim: ChordClaim) -> list[Any]:
         return [_value(app, part.task_id, part.state, loads(part.result)) for part in claim.parts]
     tree = loads(claim.header)
     timeout = app.conf.result_chord_join_timeout
-    records: dict[str, TaskRecord] = {}
+    leaves, records = _leaves(tree), dict[str, TaskRecord]()
+    for start in range(0, len(leaves), _READ):
+        records |= await store.get(leaves[start : start + _READ])
     async with asyncio.timeout(timeout):
-        for task_id in _leaves(tree):
-            records[task_id] = await _ended(store, task_id)
+        for task_id in leaves:
+            if task_id not in records or not records[task_id].ready:
+                records[task_id] = await _ended(store, task_id)
     return [_shaped(app, member, records) for member in tree[1]]
 
 

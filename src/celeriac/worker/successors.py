@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import asyncio
 import inspect
-from collections.abc import Awaitable, Callable, Iterator
+from collections.abc import Awaitable, Callable, Iterator, Sequence
 from contextlib import contextmanager
 from functools import partial
 from typing import Any, TypeVar
@@ -21,6 +21,7 @@ from celery.utils.log import get_logger
 from kombu.exceptions import OperationalError
 
 from celeriac.calls import CallBuilder
+from celeriac.canvas import is_large
 from celeriac.compat import chain_ids, fail_successors
 from celeriac.errors import BrokerError, StoreUnavailable
 from celeriac.planning import Errback, Part, Plan, collecting, prepare, publish
@@ -63,9 +64,9 @@ class Successors:
         """
         message = execution.message
         if message.callbacks or message.chain:
-            with self._planning() as plan:
-                _call_successors(execution, _travelling(execution, ending))
-            await self.carry_out(plan)
+            value = _travelling(execution, ending)
+            following = [*(message.callbacks or ()), *(message.chain or ())[-1:]]
+            await self.carry_out(await self._lay_out(following, _call_successors, execution, value))
 
     async def after_result(self, execution: Execution, ending: Ending) -> None:
         """Tell the chord that one of its parts is done, now that its result can be read."""
@@ -173,9 +174,20 @@ class Successors:
             await _insist(partial(self._store.finish_chord, claim))
 
     async def _call_body(self, body: Any, outcome: list[Any] | ChordError) -> None:
-        with self._planning() as plan:
-            call_body(self._app, body, outcome)
-        await self.carry_out(plan)
+        await self.carry_out(await self._lay_out([body], call_body, self._app, body, outcome))
+
+    async def _lay_out(
+        self, signatures: Sequence[Any], function: Callable[..., None], *arguments: Any
+    ) -> Plan:
+        """Plan the call of these; in a thread, if they are many."""
+
+        def lay_out() -> Plan:
+            with self._planning() as plan:
+                function(*arguments)
+            return plan
+
+        large = any(map(is_large, signatures))
+        return await asyncio.to_thread(lay_out) if large else lay_out()
 
 
 def _travelling(execution: Execution, ending: Ending) -> Any:
