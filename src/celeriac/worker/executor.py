@@ -15,6 +15,7 @@ from celery import states
 from celery.canvas import Signature
 from celery.exceptions import WorkerLostError
 from celery.utils.log import get_logger
+from kombu.exceptions import EncodeError
 
 from celeriac.brokers.base import Settlement
 from celeriac.calls import Call, CallBuilder, NotNative
@@ -73,51 +74,66 @@ class Executor:
         """
         enter_execution(execution)
         if done:
-            exhausted = execution.delivery.deliveries > self._delivery_limit
-            outcome = Outcome.EXHAUSTED if exhausted else Outcome.SUCCEEDED
-            await self._successors.again(execution)
-            await self._settle(execution, Ending(outcome, None, reason="its record has ended"))
+            await self._repeat_end(execution)
             return
         ending = refusal_of(execution, revoked=revoked, delivery_limit=self._delivery_limit)
         if ending is None:
-            profile = self._profile_of(execution.task)
-            push_task(execution, execution.task)
-            execution.task.request_stack.push(execution)
-            execution.successors = self._successors
-            thread = self._thread_for(execution, profile)
-            try:
-                ending = await self._attempt(execution, profile, thread)
-                if execution.abandoned:
-                    return
-                if execution.planned:
-                    await self._finish_planned(execution, ending)
-                self._on_ended(execution)
-                if ending.outcome is Outcome.WORKER_LOST:
-                    # Another worker has the message: what this attempt found out is not the task's result.
-                    await self._reporter.concluded(execution, profile, ending, _performer(thread))
-                    self._reporter.ended(execution, ending)
-                    return
-                await self._conclude(execution, profile, ending, thread)
-            except Exception as exc:
-                internal_error(execution, exc)
-                raise
-            finally:
-                if thread is not None:
-                    thread.release()
-                execution.task.request_stack.pop()
-                pop_task(execution)
+            ending = await self._run(execution, self._profile_of(execution.task))
+            if ending is None:
+                return
         else:
             await self._record(execution, ending)
-            if execution.task is not None and ending.state is not None:
+            if ending.state is not None:
                 await self._successors.after_failure(execution, ending)
         if execution.planned:  # by handlers, errbacks, receivers
-            await self._finish_planned(execution, ending)
+            await self._finish_late_plans(execution)
         await self._settle(execution, ending)
         self._reporter.ended(execution, ending)
 
+    async def _repeat_end(self, execution: Execution) -> None:
+        """Settle what has ended before; the worker that ended it may have died before it told what follows."""
+        await self._successors.again(execution)
+        exhausted = execution.delivery.deliveries > self._delivery_limit
+        outcome = Outcome.EXHAUSTED if exhausted else Outcome.SUCCEEDED
+        await self._settle(execution, Ending(outcome, None, reason="its record has ended"))
+
+    async def _run(self, execution: Execution, profile: TaskProfile) -> Ending | None:
+        """Call the function, and conclude; ``None`` when the message is somebody else's by now."""
+        push_task(execution, execution.task)
+        execution.task.request_stack.push(execution)
+        execution.successors = self._successors
+        followed = self._reporter.is_followed(profile)
+        # A ``def`` task's thread is kept to the end where more than the function is called in it.
+        thread = (
+            TaskThread(self._threads, execution, kept=followed) if profile.kind is Kind.FUNCTION else None
+        )
+        performer = _performer(thread) if followed else None
+        try:
+            ending = await self._attempt(execution, profile, thread, performer)
+            if execution.abandoned:
+                return None
+            if execution.planned:
+                await self._finish_plans(execution, ending)
+            self._on_ended(execution)
+            if ending.outcome is Outcome.WORKER_LOST:
+                # Another worker has the message: what this attempt found out is not the task's result.
+                await self._reporter.concluded(execution, profile, ending, performer)
+                self._reporter.ended(execution, ending)
+                return None
+            await self._conclude(execution, profile, ending, performer)
+            return ending
+        except Exception as exc:
+            internal_error(execution, exc)
+            raise
+        finally:
+            if thread is not None:
+                thread.release()
+            execution.task.request_stack.pop()
+            pop_task(execution)
+
     @staticmethod
-    async def _finish_planned(execution: Execution, ending: Ending) -> None:
-        """Wait for what the task's code has published: a task whose calls were refused has failed."""
+    async def _finish_plans(execution: Execution, ending: Ending) -> None:
+        """Wait for what the function has published: a task whose calls were refused has failed."""
         try:
             await execution.finish_plans()
         except Exception as exc:
@@ -125,6 +141,14 @@ class Executor:
                 logger.exception("Task %s[%s]: a call it made was refused", execution.name, execution.id)
             else:
                 ending.become(ending_of(exc))
+
+    @staticmethod
+    async def _finish_late_plans(execution: Execution) -> None:
+        """Wait for what was published after the end was recorded, which changes nothing of it."""
+        try:
+            await execution.finish_plans()
+        except Exception:
+            logger.exception("Task %s[%s]: a call made after it was refused", execution.name, execution.id)
 
     def refresh(self, profile: TaskProfile) -> None:
         """A task's settings have changed."""
@@ -135,6 +159,7 @@ class Executor:
         enter_execution(execution)
         ending = ending_of(execution.stop or WorkerLostError("abandoned"))
         await self._record(execution, ending)
+        await self._successors.after_failure(execution, ending)
         await self._settle(execution, ending)
         self._reporter.ended(execution, ending)
 
@@ -144,13 +169,9 @@ class Executor:
             profile = self._profiles[task.name] = self._make_profile(task)
         return profile
 
-    def _thread_for(self, execution: Execution, profile: TaskProfile) -> TaskThread | None:
-        """A ``def`` task's thread: kept to the end where more than the function is called in it."""
-        if profile.kind is not Kind.FUNCTION:
-            return None
-        return TaskThread(self._threads, execution, kept=self._reporter.is_followed(profile))
-
-    async def _attempt(self, execution: Execution, profile: TaskProfile, thread: TaskThread | None) -> Ending:
+    async def _attempt(
+        self, execution: Execution, profile: TaskProfile, thread: TaskThread | None, performer: Perform | None
+    ) -> Ending:
         """Start, and call the function."""
         try:
             if execution.stop is not None:
@@ -162,7 +183,7 @@ class Executor:
                 # twice.
                 await self._acknowledge(execution)
             execution.begin()
-            await self._reporter.starting(execution, profile, _performer(thread))
+            await self._reporter.starting(execution, profile, performer)
             value = await invoke(execution, profile, thread)
             return Ending(Outcome.SUCCEEDED, states.SUCCESS, value=value)
         except BaseException as exc:  # noqa: BLE001 - every way to end is told apart by ending_of
@@ -172,7 +193,7 @@ class Executor:
             execution.ended = True
 
     async def _conclude(
-        self, execution: Execution, profile: TaskProfile, ending: Ending, thread: TaskThread | None
+        self, execution: Execution, profile: TaskProfile, ending: Ending, performer: Perform | None
     ) -> None:
         """Publish what follows, and store the result."""
         try:
@@ -195,7 +216,7 @@ class Executor:
             await self._successors.after_result(execution, ending)
         elif ending.state in (states.FAILURE, states.REVOKED):
             await self._successors.after_failure(execution, ending)
-        await self._reporter.concluded(execution, profile, ending, _performer(thread))
+        await self._reporter.concluded(execution, profile, ending, performer)
 
     async def _prepare_retries(self, execution: Execution) -> tuple[Call, ...]:
         """The calls of the next attempts, to be published with the settlement of this one."""
@@ -206,8 +227,8 @@ class Executor:
             except NotNative:
                 await asyncio.to_thread(Signature.apply_async, signature)
                 continue
-            except TypeError:
-                # ``self.retry(args=…)`` may bring what ``enqueue`` takes, and JSON does not.
+            except (TypeError, EncodeError):
+                # ``self.retry(args=…)`` may bring what ``enqueue`` takes, and the serializer does not.
                 signature.args, signature.kwargs = execution.task.schema.dump(
                     signature.args, signature.kwargs
                 )

@@ -89,8 +89,11 @@ class Intake:
             hold(execution)
         revoked, done = await self._marks(executions)
         revoked |= await self._revoked_by_control(executions)
+        announcing = self._reporter.announces_received
         for execution in executions:
-            await self._reporter.received(execution, revoked=execution.id in revoked)
+            self._reporter.received(execution)
+            if announcing and execution.id not in revoked:
+                await self._reporter.announce_received(execution)
         return [(execution, execution.id in revoked, execution.id in done) for execution in executions]
 
     def peek(self, delayed: Sequence[Delayed]) -> list[tuple[Delayed, Execution]]:

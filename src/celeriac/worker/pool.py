@@ -27,9 +27,10 @@ class TaskPool(BasePool):  # type: ignore[misc]
         # A worker that may scale down to nothing still has to see that there is work.
         self.limit: int = _MOST_THREADS if limit is None else max(1, limit)
         self._threads_follow = not (hasattr(self.app, "settings") and self.app.settings.threads)
-        self.threads = TaskThreads(
-            min(self.limit, _MOST_THREADS) if self._threads_follow else self.app.settings.threads
-        )
+        threads = min(self.limit, _MOST_THREADS) if self._threads_follow else self.app.settings.threads
+        # What a task makes of ``current_app`` and of signatures without one is its worker's, whichever app is the
+        # process's default.
+        self.threads = TaskThreads(threads, prepare=self.app.set_current)
 
     def on_start(self) -> None:
         announce_here(signals.worker_process_init, self._hostname)

@@ -59,17 +59,25 @@ class Reporter:
         self.totals: Counter[str] = Counter()
 
     def is_followed(self, profile: TaskProfile) -> bool:
-        """Whether anything besides the function is to be called where the function is."""
+        """Whether anything besides the function is to be called where the function is. If not, nobody performs."""
         return self._lifecycle.is_followed(profile)
 
-    async def received(self, execution: Execution, *, revoked: bool = False) -> None:
-        """A delivery was taken. Of one that will not run, Celery tells the log alone."""
+    def received(self, execution: Execution) -> None:
+        """A delivery was taken."""
         log_received(execution)
         if self._hooks:
             delivery = execution.delivery
             self._observe(DeliveryReceived(execution.id, execution.name, delivery.queue, delivery.deliveries))
+
+    @property
+    def announces_received(self) -> bool:
+        """Whether anybody wants to hear of ``announce_received``."""
+        return bool(signals.task_received.receivers) or self.send_event() is not None
+
+    async def announce_received(self, execution: Execution) -> None:
+        """Celery's signal and event, for a task that will run: of others Celery tells the log alone."""
         message = execution.message
-        if revoked or execution.task is None or (message.expires and message.expires <= datetime.now(UTC)):
+        if execution.task is None or (message.expires and message.expires <= datetime.now(UTC)):
             return
         if signals.task_received.receivers:
             request = ReceivedRequest(execution, self._consumer.app)
@@ -77,16 +85,14 @@ class Reporter:
         self._send(
             execution,
             "task-received",
-            lambda: {
-                "name": message.task,
-                "args": execution.argsrepr,
-                "kwargs": execution.kwargsrepr,
-                "root_id": message.root_id,
-                "parent_id": message.parent_id,
-                "retries": message.retries,
-                "eta": message.eta and message.eta.isoformat(),
-                "expires": message.expires and message.expires.isoformat(),
-            },
+            name=message.task,
+            args=execution.argsrepr,
+            kwargs=execution.kwargsrepr,
+            root_id=message.root_id,
+            parent_id=message.parent_id,
+            retries=message.retries,
+            eta=message.eta and message.eta.isoformat(),
+            expires=message.expires and message.expires.isoformat(),
         )
 
     async def refused(self, delivery: Delivery, error: BaseException) -> None:
@@ -94,37 +100,33 @@ class Reporter:
         if signals.task_rejected.receivers:
             await announce(signals.task_rejected, self._consumer, message=raw_message(delivery), exc=error)
 
-    async def starting(self, execution: Execution, profile: TaskProfile, perform: Perform) -> None:
+    async def starting(self, execution: Execution, profile: TaskProfile, perform: Perform | None) -> None:
         """The function is next."""
         self.totals[execution.name] += 1
-        followed = self._lifecycle.is_followed(profile)
-        if followed:
+        if perform is not None:
             await perform(self._lifecycle.preparing(execution, profile))
         if profile.track_started and execution.records.recording:
             execution.records.add(execution.transition(states.STARTED))
-        self._send(execution, "task-started", dict)
+        if self.send_event() is not None:
+            self._send(execution, "task-started")
         if self._hooks:
             self._observe(ExecutionStarted(execution.id, execution.name, execution.message.retries))
-        if followed:
+        if perform is not None:
             await perform(self._lifecycle.starting(execution, profile))
 
     async def concluded(
-        self, execution: Execution, profile: TaskProfile, ending: Ending, perform: Perform
+        self, execution: Execution, profile: TaskProfile, ending: Ending, perform: Perform | None
     ) -> None:
         """The ending is recorded."""
         ending.runtime = execution.runtime
-        if self._lifecycle.is_followed(profile):
+        if perform is not None:
             await perform(self._lifecycle.closing(execution, profile, ending))
 
     def ended(self, execution: Execution, ending: Ending) -> None:
         """The message is settled."""
         log_ending(execution, ending)
-        event = _EVENTS.get(ending.outcome)
-        if ending.outcome is Outcome.REJECTED:
-            # It will never run again, so Celery tells of a failure as well.
-            self._send(execution, "task-failed", lambda: _error_fields(ending))
-        if event is not None:
-            self._send(execution, event, lambda: _event_fields(execution, ending))
+        if self.send_event() is not None:
+            self._send_end(execution, ending)
         if ending.outcome in (Outcome.REVOKED, Outcome.EXPIRED) and signals.task_revoked.receivers:
             announce_here(
                 signals.task_revoked,
@@ -152,10 +154,18 @@ class Reporter:
                 id=execution.id,
             )
 
-    def _send(self, execution: Execution, event: str, fields: Callable[[], dict[str, Any]]) -> None:
+    def _send_end(self, execution: Execution, ending: Ending) -> None:
+        event = _EVENTS.get(ending.outcome)
+        if ending.outcome is Outcome.REJECTED:
+            # It will never run again, so Celery tells of a failure as well.
+            self._send(execution, "task-failed", **_error_fields(ending))
+        if event is not None:
+            self._send(execution, event, **_event_fields(execution, ending))
+
+    def _send(self, execution: Execution, event: str, **fields: Any) -> None:
         send = self.send_event()
         if send is not None and (execution.task is None or execution.task.send_events):
-            send(event, uuid=execution.id, **fields())
+            send(event, uuid=execution.id, **fields)
 
     def _observe(self, event: HookEvent) -> None:
         for hook in self._hooks:

@@ -61,12 +61,15 @@ class _Outcome:
 
 
 class TaskThreads:
-    """The threads of one worker. ``free`` is taken before a task starts, so that nothing waits inside the executor."""
+    """The threads of one worker. ``free`` is taken before a task starts, so that nothing waits inside the executor.
 
-    def __init__(self, size: int) -> None:
+    ``prepare`` is called first in each thread.
+    """
+
+    def __init__(self, size: int, *, prepare: Callable[[], object] | None = None) -> None:
         self.size = size
         self._free: asyncio.Semaphore | None = None
-        self.executor = ThreadPoolExecutor(size, thread_name_prefix="celeriac-task")
+        self.executor = ThreadPoolExecutor(size, thread_name_prefix="celeriac-task", initializer=prepare)
 
     @property
     def free(self) -> asyncio.Semaphore:

@@ -12,7 +12,7 @@ from uuid import uuid4
 
 import celery as stock
 import pytest
-from celery import current_task, signals
+from celery import current_app, current_task, signals
 from celery.exceptions import MaxRetriesExceededError, Reject, Retry
 from pydantic import BaseModel
 
@@ -381,3 +381,12 @@ async def test_apply_inside_a_running_task_runs_a_coroutine_to_its_end(celery: C
     async with working(celery):
         own, parent, eager = await (await outer.enqueue()).result(5)
         assert (own, eager) == (parent, True)
+
+
+async def test_the_current_app_of_a_thread_is_its_workers(celery: Celery) -> None:
+    @celery.task(name="whose")
+    def whose() -> str:
+        return str(current_app.main)
+
+    async with working(celery):
+        assert await (await whose.enqueue()).result(5) == celery.main
