@@ -7,6 +7,7 @@ import time
 import warnings
 from collections.abc import AsyncGenerator, AsyncIterator, Callable, Coroutine, Mapping, Sequence
 from contextlib import AbstractAsyncContextManager
+from functools import partial
 from typing import TYPE_CHECKING, Any, Literal, ParamSpec, Self, TypeVar, cast, overload
 
 import celery
@@ -252,7 +253,10 @@ class Celery(celery.Celery):  # type: ignore[misc]
         make_result = options.pop("result_cls", None) or self.AsyncResult
         if isinstance(options.get("producer"), NoProducer):
             del options["producer"]
-        plan.call(name, args or (), kwargs or {}, options, super().send_task)
+        if plan.app is self:
+            plan.call(name, args or (), kwargs or {}, options, super().send_task)
+        else:  # the task's worker has no connection to this app's servers
+            plan.foreign.append(partial(super().send_task, name, args, kwargs, **options))
         result = make_result(task_id)
         result.ignored = bool(options.get("ignore_result"))
         if options.get("add_to_parent", True):
@@ -261,7 +265,8 @@ class Celery(celery.Celery):  # type: ignore[misc]
 
     def producer_or_acquire(self, producer: Any = None) -> Any:
         """Celery's; while a plan is made, nobody needs a connection."""
-        return NoProducer() if active_plan() is not None else super().producer_or_acquire(producer)
+        plan, acquire = active_plan(), partial(super().producer_or_acquire, producer)
+        return acquire() if plan is None else NoProducer(plan, acquire)
 
     async def replay(self, record: TaskRecord) -> TaskHandle[Any]:
         """Enqueue a task that has ended once more, under the same id, with the arguments of its record.

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from contextvars import ContextVar
 from dataclasses import dataclass
 from typing import Any, Literal
@@ -54,7 +54,8 @@ class Plan:
         app: Whose tasks these are.
         calls: Builds the messages.
         options: What every call gets besides its own options (``owner``).
-        states: The states of tasks that the planned code may ask for: it cannot wait for the store.
+        states: The states of tasks that the planned code may ask for: it cannot wait for the store. ``None`` where it
+            is a task's own code, which gets an answer from the store, and waits.
         ahead: Whether the tasks that follow get records, too: what a chain names was recorded with its first task.
     """
 
@@ -85,7 +86,7 @@ class Plan:
         self._builder = calls
         self._options = options or {}
         self._recorded: set[str] | None = set() if ahead else None
-        self.states = states or {}
+        self.states = states
         self.chord_steps: list[_ChordStep] = []
         self.transitions: list[Transition] = []
         self.calls: list[Call] = []
@@ -149,9 +150,25 @@ def collecting(plan: Plan) -> Iterator[Plan]:
 
 
 class NoProducer:
-    """What canvas passes around as producer while a plan is made: nothing is published with it."""
+    """What canvas passes around as producer while a plan is made, and publishes nothing with.
+
+    ``publish`` is what other code may want of a producer: it is called in a thread, of one that ``acquire`` gives.
+    """
 
     connection = None
+
+    def __init__(self, plan: Plan, acquire: Callable[[], AbstractContextManager[Any]]) -> None:
+        self._plan = plan
+        self._acquire = acquire
+
+    def publish(self, *args: Any, **options: Any) -> None:
+        """Plan a message of the caller's own making."""
+
+        def publish() -> None:
+            with self._acquire() as producer:
+                producer.publish(*args, **options)
+
+        self._plan.foreign.append(publish)
 
     def __enter__(self) -> NoProducer:
         return self

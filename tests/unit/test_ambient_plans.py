@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import asyncio
+from pathlib import Path
 from typing import Any
 from uuid import uuid4
 
 import pytest
+from celery import group
 
 from celeriac import Celery
 from celeriac.compat import current_execution
@@ -72,3 +74,51 @@ async def test_calls_that_wait_for_one_that_is_under_way_keep_their_order(
         monkeypatch.setattr(celery.broker, "publish", publish_late)
         await handle.result(10)
     assert seen == [["(0,)"], ["(1,)", "(2,)", "(3,)", "(4,)"]]
+
+
+async def test_a_task_of_another_app_is_published_there(celery: Celery, tmp_path: Path) -> None:
+    url = f"sqlite:///{tmp_path / 'other.db'}"
+    other = Celery("other", broker=url, backend=url, set_as_current=False)
+    ran = asyncio.Event()
+
+    @other.task(name="theirs")
+    async def theirs() -> None:
+        ran.set()
+
+    @celery.task(name="calls")
+    async def calls() -> str:
+        group([theirs.si()]).delay()
+        other.backend.store_result("told", 1, "SUCCESS")
+        return str(theirs.delay().id)
+
+    async with celery, run_embedded(celery, concurrency=1), other:
+        task_id = await (await calls.enqueue()).result(10)
+        assert (await other.handle(task_id).record()).name == "theirs"
+        assert await other.handle("told").state() == "SUCCESS"
+        assert await other.queue_size("celery") == 2
+        assert await celery.queue_size("celery") == 0
+
+
+async def test_a_task_may_ask_for_a_state(celery: Celery) -> None:
+    @celery.task(name="asks")
+    async def asks(task_id: str) -> str:
+        return str(celery.backend.get_state(task_id))
+
+    @celery.task(name="leaf")
+    async def leaf() -> None: ...
+
+    async with celery, run_embedded(celery, concurrency=1):
+        handle = await leaf.enqueue()
+        await handle.result(10)
+        assert await (await asks.enqueue(handle.id)).result(10) == "SUCCESS"
+
+
+async def test_a_message_of_the_tasks_own_making_is_published(celery: Celery) -> None:
+    @celery.task(name="tells")
+    async def tells() -> None:
+        with celery.producer_or_acquire() as producer:
+            producer.publish({"a": 1}, routing_key="elsewhere", serializer="json")
+
+    async with celery, run_embedded(celery, concurrency=1):
+        await (await tells.enqueue()).result(10)
+        assert await celery.queue_size("elsewhere") == 1

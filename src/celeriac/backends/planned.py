@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import partial
 from typing import Any
 
 from celery import states
@@ -18,7 +19,10 @@ __all__ = ["PlannedBackend"]
 
 
 class PlannedBackend(Backend):  # type: ignore[misc]
-    """Comes before the backend that does the work; see :mod:`celeriac.planning`."""
+    """Comes before the backend that does the work; see :mod:`celeriac.planning`.
+
+    A task may have to do with another app, whose results are kept elsewhere: that backend works as ever, in a thread.
+    """
 
     def store_result(
         self,
@@ -31,10 +35,14 @@ class PlannedBackend(Backend):  # type: ignore[misc]
     ) -> Any:
         """Celery's; in a plan, the transition that it means."""
         plan = active_plan()
+        store = partial(
+            super().store_result, task_id, result, state, traceback=traceback, request=request, **options
+        )
         if plan is None:
-            return super().store_result(
-                task_id, result, state, traceback=traceback, request=request, **options
-            )
+            return store()
+        if plan.app is not self.app:
+            plan.foreign.append(store)
+            return result
         step = self._step(task_id, self.encode_result(result, state), state, traceback, request)
         if request is None and (children := self.current_task_children()):
             step.children = self._text(children)  # of the task that fails others: the errbacks it has called
@@ -44,12 +52,16 @@ class PlannedBackend(Backend):  # type: ignore[misc]
     def get_state(self, task_id: str) -> str:
         """Celery's; in a plan, the state that was asked for before."""
         plan = active_plan()
-        return str(super().get_state(task_id)) if plan is None else plan.states.get(task_id, states.PENDING)
+        if plan is None or plan.states is None:
+            return str(super().get_state(task_id))
+        return plan.states.get(task_id, states.PENDING)
 
     def set_chord_size(self, group_id: str, chord_size: int) -> None:
         """Celery's; in a plan, it waits for the store."""
         if (plan := active_plan()) is None:
             super().set_chord_size(group_id, chord_size)
+        elif plan.app is not self.app:
+            plan.foreign.append(partial(super().set_chord_size, group_id, chord_size))
         else:
             plan.chord_steps.append(("set_chord_size", (group_id, chord_size)))
 
@@ -57,6 +69,8 @@ class PlannedBackend(Backend):  # type: ignore[misc]
         """Celery's; in a plan, a header with groups in it is kept, so that its results get its shape."""
         if (plan := active_plan()) is None:
             super().apply_chord(header_result_args, body, **options)
+        elif plan.app is not self.app:
+            plan.foreign.append(partial(super().apply_chord, header_result_args, body, **options))
         elif not is_lazy_header(header_result_args[1]):
             header = self.app.GroupResult(*header_result_args)
             if any(isinstance(result, GroupResult) for result in header.results):
@@ -66,6 +80,8 @@ class PlannedBackend(Backend):  # type: ignore[misc]
         """Celery's; in a plan, it waits for the store."""
         if (plan := active_plan()) is None:
             super().add_to_chord(chord_id, result)
+        elif plan.app is not self.app:
+            plan.foreign.append(partial(super().add_to_chord, chord_id, result))
         else:
             plan.chord_steps.append(("extend_chord", (chord_id,)))
 

@@ -151,7 +151,7 @@ class Successors:
 
     @contextmanager
     def _planning(self, known: dict[str, str] | None = None) -> Iterator[Plan]:
-        with collecting(Plan(self._app, self._calls, states=known, ahead=False)) as plan:
+        with collecting(Plan(self._app, self._calls, states=known or {}, ahead=False)) as plan:
             yield plan
 
     async def _count(self, parts: list[Part], *, again: bool = False) -> None:
