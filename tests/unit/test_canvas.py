@@ -206,23 +206,6 @@ async def test_a_canvas_that_cannot_be_published_leaves_nothing(
 
     async with celery:
         monkeypatch.setattr(celery.broker, "publish", refuse)
-        layout = chain(tasks.add.s(1, 2), tasks.add.s(3)).freeze()
-        with pytest.raises(BrokerUnavailable):
-            await celery.enqueue(chain(tasks.add.s(1, 2), tasks.add.s(3)), task_id=layout.id)
-        with pytest.raises(TaskNotFound):
-            await celery.handle(layout.id).state()
-
-
-async def test_a_first_task_that_was_not_published_leaves_nothing_either(
-    celery: Celery, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    tasks = Tasks(celery)
-
-    async def refuse(_publications: Any) -> None:
-        raise BrokerUnavailable("gone")
-
-    async with celery:
-        monkeypatch.setattr(celery.broker, "publish", refuse)
         with pytest.raises(BrokerUnavailable):
             await celery.enqueue(chain(tasks.add.s(1, 2), tasks.add.s(3)))
         with pytest.raises(BrokerUnavailable):
