@@ -6,12 +6,13 @@ import gc
 import json
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 from uuid import uuid4
 
 import pytest
+from celery.exceptions import TimeoutError as CeleryTimeoutError
 from tests.acceptance.processes import Launcher, Process
 from tests.interop import canvas_tasks
 from tests.services import RedisServer
@@ -23,7 +24,7 @@ __all__ = ["PATIENCE", "Place", "canvas_places", "place"]
 _ROOT = Path(__file__).parents[2]
 
 #: Seconds that a test waits for what must come.
-PATIENCE = 15.0
+PATIENCE = 10.0
 
 #: Store, kind of worker, form of the tasks.
 PLACES = [
@@ -54,6 +55,18 @@ class Place:
     def get(self, canvas: Any, **options: Any) -> Any:
         """Publish a canvas, and wait for what comes of it."""
         return canvas.apply_async(**options).get(timeout=PATIENCE)
+
+    def get_all(self, canvases: Mapping[str, Callable[[Place], Any]]) -> dict[str, Any]:
+        """Publish them all, and wait for what comes of each; for one that does not end, that it has not."""
+        results = {name: make(self).apply_async() for name, make in canvases.items()}
+        return {name: self._value(result) for name, result in results.items()}
+
+    @staticmethod
+    def _value(result: Any) -> Any:
+        try:
+            return result.get(timeout=PATIENCE, propagate=False)
+        except CeleryTimeoutError as exc:
+            return exc
 
     def ended(self, result: Any, state: str = "SUCCESS") -> bool:
         """Whether a task ends in this state, without raising what it raised."""
@@ -111,7 +124,8 @@ class _Site:
         return server.url
 
     def _start(self, kind: str, settings: dict[str, Any], *options: str) -> Process:
-        own: dict[str, Any] = {"worker_prefetch_multiplier": 1} if kind == "stock" else {}
+        # What an app of ours has as defaults.
+        own = {"worker_prefetch_multiplier": 1, "result_extended": True} if kind == "stock" else {}
         return self._launcher.start(
             [
                 sys.executable,

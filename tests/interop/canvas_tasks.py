@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import asyncio
 import functools
+import inspect
 import json
 import os
 from collections.abc import Callable
@@ -79,6 +80,8 @@ def define(app: Any, form: str) -> None:
             await asyncio.sleep(0)
             return function(*args, **kwargs)
 
+        # Celery tells the styles of errbacks apart by their parameters, and does not look behind wrappers.
+        vars(coroutine)["__signature__"] = inspect.signature(function)
         return app.task(name=name, shared=False, **options)(coroutine)
 
     _define_plain(task)

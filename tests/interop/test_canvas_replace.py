@@ -30,42 +30,45 @@ REPLACEMENTS: dict[str, tuple[Callable[[Place], Any], Any]] = {
 }
 
 
-@pytest.mark.parametrize("name", REPLACEMENTS)
-def test_the_result_is_that_of_the_replacement(place: Place, name: str) -> None:
-    make, expected = REPLACEMENTS[name]
-
-    assert place.get(place.swap.s(to=make(place))) == expected
+EXPECTED = {name: expected for name, (_, expected) in REPLACEMENTS.items()}
 
 
-@pytest.mark.parametrize("name", REPLACEMENTS)
-def test_what_follows_in_a_chain_gets_it(place: Place, name: str) -> None:
-    make, expected = REPLACEMENTS[name]
+def around(place: Place, wrap: Callable[[Any], Any]) -> dict[str, Any]:
+    """What comes of a canvas around a task that is replaced, by what takes its place."""
 
-    assert place.get(place.swap.si(to=make(place)) | place.echo.s() | place.echo.s()) == expected
+    def canvas(make: Callable[[Place], Any]) -> Callable[[Place], Any]:
+        return lambda place: wrap(place.swap.si(to=make(place)))
 
-
-@pytest.mark.parametrize("name", REPLACEMENTS)
-def test_a_chord_gets_it_for_a_part(place: Place, name: str) -> None:
-    make, expected = REPLACEMENTS[name]
-    header = [place.add.si(5, 5), place.swap.si(to=make(place)), place.add.si(6, 6)]
-
-    assert place.get(chord(header, place.echo.s())) == [10, expected, 12]
+    return place.get_all({name: canvas(make) for name, (make, _) in REPLACEMENTS.items()})
 
 
-@pytest.mark.parametrize("name", ["a task", "a chain", "a group", "a chord"])
-def test_as_the_body_of_a_chord(place: Place, name: str) -> None:
-    make, expected = REPLACEMENTS[name]
-    body = place.swap.si(to=make(place))
-
-    assert place.get(chord([place.add.s(1, 1), place.add.s(2, 2)], body)) == expected
-    assert place.get(chord([place.add.s(1, 1), place.add.s(2, 2)], body.clone() | place.echo.s())) == expected
+def test_the_result_is_that_of_the_replacement(place: Place) -> None:
+    assert around(place, lambda replaced: replaced) == EXPECTED
 
 
-@pytest.mark.parametrize("name", ["a task", "a chain", "a group", "a chord"])
-def test_as_a_member_of_a_group(place: Place, name: str) -> None:
-    make, expected = REPLACEMENTS[name]
+def test_what_follows_in_a_chain_gets_it(place: Place) -> None:
+    assert around(place, lambda replaced: replaced | place.echo.s() | place.echo.s()) == EXPECTED
 
-    assert place.get(group(place.add.s(1, 1), place.swap.si(to=make(place)))) == [2, expected]
+
+def test_a_chord_gets_it_for_a_part(place: Place) -> None:
+    found = around(
+        place, lambda replaced: chord([place.add.si(5, 5), replaced, place.add.si(6, 6)], place.echo.s())
+    )
+
+    assert found == {name: [10, expected, 12] for name, expected in EXPECTED.items()}
+
+
+def test_as_the_body_of_a_chord(place: Place) -> None:
+    header = [place.add.s(1, 1), place.add.s(2, 2)]
+
+    assert around(place, lambda replaced: chord(header, replaced)) == EXPECTED
+    assert around(place, lambda replaced: chord(header, replaced | place.echo.s())) == EXPECTED
+
+
+def test_as_a_member_of_a_group(place: Place) -> None:
+    found = around(place, lambda replaced: group(place.add.s(1, 1), replaced))
+
+    assert found == {name: [2, expected] for name, expected in EXPECTED.items()}
 
 
 def test_arguments_are_handed_on(place: Place) -> None:
