@@ -7,12 +7,14 @@ from pathlib import Path
 from typing import Any
 from uuid import uuid4
 
+import celery as stock
 import pytest
 from celery import group
 
 from celeriac import Celery
 from celeriac.compat import current_execution
 from celeriac.worker.embedded import run_embedded
+from celeriac.worker.executor import Executor
 
 
 @pytest.fixture
@@ -122,3 +124,41 @@ async def test_a_message_of_the_tasks_own_making_is_published(celery: Celery) ->
     async with celery, run_embedded(celery, concurrency=1):
         await (await tells.enqueue()).result(10)
         assert await celery.queue_size("elsewhere") == 1
+
+
+async def test_an_errback_that_is_called_again_publishes_without_blocking(
+    celery: Celery, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    celery.conf.celeriac_lease = 1.0
+    ran: asyncio.Queue[int] = asyncio.Queue()
+    calls = 0
+
+    @celery.task(name="leaf")
+    async def leaf(number: int) -> None:
+        ran.put_nowait(number)
+
+    @celery.task(name="errback")
+    async def errback(_request: Any, _exc: Any, _traceback: Any) -> None:
+        nonlocal calls
+        calls += 1
+        leaf.delay(calls)
+
+    @celery.task(name="fails")
+    async def fails() -> None:
+        raise ValueError("no")
+
+    def send_and_wait(_app: Any, name: str, *_args: Any, **_options: Any) -> None:
+        raise AssertionError(f"{name} is published by blocking code")
+
+    settle = Executor._settle
+
+    async def settle_the_second(executor: Executor, execution: Any, ending: Any) -> None:
+        if execution.name == "fails" and execution.delivery.deliveries == 1:
+            raise RuntimeError("this worker dies")
+        await settle(executor, execution, ending)
+
+    monkeypatch.setattr(stock.Celery, "send_task", send_and_wait)
+    monkeypatch.setattr(Executor, "_settle", settle_the_second)
+    async with celery, run_embedded(celery, concurrency=2):
+        await celery.enqueue(fails.s().on_error(errback.s()))
+        assert {await asyncio.wait_for(ran.get(), 10) for _ in range(2)} == {1, 2}

@@ -73,6 +73,7 @@ class Executor:
         ``revoked`` says that it was cancelled, ``done`` that an earlier delivery of the same message has ended it.
         """
         enter_execution(execution)
+        execution.successors = self._successors
         if done:
             await self._repeat_end(execution)
             return
@@ -93,6 +94,8 @@ class Executor:
     async def _repeat_end(self, execution: Execution) -> None:
         """Settle what has ended before; the worker that ended it may have died before it told what follows."""
         await self._successors.again(execution)
+        if execution.planned:  # by errbacks
+            await self._finish_late_plans(execution)
         exhausted = execution.delivery.deliveries > self._delivery_limit
         outcome = Outcome.EXHAUSTED if exhausted else Outcome.SUCCEEDED
         await self._settle(execution, Ending(outcome, None, reason="its record has ended"))
@@ -101,7 +104,6 @@ class Executor:
         """Call the function, and conclude; ``None`` when the message is somebody else's by now."""
         push_task(execution, execution.task)
         execution.task.request_stack.push(execution)
-        execution.successors = self._successors
         followed = self._reporter.is_followed(profile)
         # A ``def`` task's thread is kept to the end where more than the function is called in it.
         thread = (
