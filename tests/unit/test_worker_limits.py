@@ -120,6 +120,35 @@ async def test_a_function_that_hangs_past_its_hard_limit_does_not_hold_up_the_ne
 # -- coroutines --------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.parametrize("reason", ["hard limit", "shutdown"])
+async def test_a_function_that_was_stopped_is_not_retried(celery: Celery, reason: str) -> None:
+    """What is put in the way of a thread is an ``Exception``, and many tasks retry themselves for all of these."""
+    celery.conf.celeriac_shutdown_grace = 0.1
+    started, noticed = asyncio.Event(), asyncio.Event()
+    loop = asyncio.get_running_loop()
+
+    @celery.task(name="busy", bind=True, max_retries=3, time_limit=0.2 if reason == "hard limit" else None)
+    def busy(self: Any) -> None:
+        try:
+            loop.call_soon_threadsafe(started.set)
+            while True:
+                sum(range(100))
+        except Exception as exc:
+            loop.call_soon_threadsafe(noticed.set)
+            raise self.retry(exc=exc, countdown=0) from exc
+
+    async with celery:
+        async with run_embedded(celery, concurrency=10):
+            handle = await busy.enqueue()
+            await asyncio.wait_for(started.wait(), 5)
+            if reason == "hard limit":
+                with pytest.raises(Exception, match="TimeLimitExceeded"):
+                    await handle.result(5)
+                await asyncio.wait_for(noticed.wait(), 5)
+        # Handed back, it waits; the retry of an attempt that is made again would be a second message.
+        assert await celery.queue_size("celery") == (1 if reason == "shutdown" else 0)
+
+
 async def test_a_cancel_that_comes_out_as_another_exception_is_still_a_cancel(celery: Celery) -> None:
     started = asyncio.Event()
 

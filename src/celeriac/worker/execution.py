@@ -201,8 +201,12 @@ class Execution(RunsTask):
         self.records.add(self.transition(state, result=result))
 
     def hold_retry(self, signature: Signature) -> None:
-        """``self.retry()`` was called; the executor publishes it when the function has ended."""
-        self.held_retries.append(signature)
+        """``self.retry()`` was called; the executor publishes it when the function has ended.
+
+        Not for an attempt that was stopped: its end is decided, and a thread may notice long after it.
+        """
+        if self.stop is None:
+            self.held_retries.append(signature)
 
     def ambient_plan(self) -> Plan | None:
         """The plan that the task's own code adds to, where it runs on the loop; a thread may wait for itself.
