@@ -50,7 +50,8 @@ class UserCall:
         """Make the call; what is returned may have to be awaited, by ``finish``."""
         try:
             return self.function(*self.args, **self.named)
-        except Exception as exc:
+        except BaseException as exc:
+            # ``SystemExit``, too, which would end the worker; in Celery's pools a child, which is replaced.
             if self.on_error is None:
                 raise
             self.on_error(exc)
@@ -60,7 +61,9 @@ class UserCall:
         """Await what the call has returned."""
         try:
             await awaitable
-        except (Exception, asyncio.CancelledError) as exc:
+        except GeneratorExit:
+            raise
+        except BaseException as exc:
             if self.on_error is None:
                 raise
             self.on_error(exc)

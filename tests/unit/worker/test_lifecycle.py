@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import sys
 import threading
 import time
 from collections.abc import AsyncIterator, Callable, Iterator
@@ -549,6 +550,37 @@ async def test_a_task_that_is_stopped_is_announced_as_revoked(
     assert named["request"].id == handle.id
     assert (named["sender"].name, named["terminated"], named["expired"]) == ("task", True, False)
     assert not failed
+
+
+@pytest.mark.parametrize("kind", ["def", "async def"])
+@pytest.mark.parametrize("where", ["receiver", "handler"])
+async def test_a_receiver_or_handler_that_exits_does_not_take_the_worker_along(
+    celery: Celery, connect: Any, caplog: pytest.LogCaptureFixture, kind: str, where: str
+) -> None:
+    """Celery's pool would replace the child that exits."""
+
+    def leave(*_: Any, **__: Any) -> None:
+        sys.exit(3)
+
+    class Base(celery.Task):  # type: ignore[misc,name-defined]
+        pass
+
+    if where == "handler":
+        Base.on_success = leave
+    else:
+        connect(signals.task_success, leave)
+
+    def function() -> str:
+        return "done"
+
+    async def coroutine() -> str:
+        return "done"
+
+    task = celery.task(base=Base, name="task")(function if kind == "def" else coroutine)
+    async with working(celery):
+        assert await ended(celery, task) == "SUCCESS"
+        assert await ended(celery, task) == "SUCCESS"
+    assert "SystemExit(3)" in caplog.text
 
 
 # -- Celery's internals ------------------------------------------------------------------------------------------
