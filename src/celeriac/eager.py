@@ -41,7 +41,12 @@ async def run_apart(function: Callable[..., Any], args: Sequence[Any], options: 
     context = contextvars.copy_context()
     loop = asyncio.get_running_loop()
     context.run(_home.set, loop)
-    return await loop.run_in_executor(None, lambda: context.run(function, *args, **options))
+    # A thread of its own: it waits for coroutines, whose eager calls would wait for it if there were no more threads.
+    thread = ThreadPoolExecutor(1, thread_name_prefix="celeriac-eager")
+    try:
+        return await loop.run_in_executor(thread, lambda: context.run(function, *args, **options))
+    finally:
+        thread.shutdown(wait=False)
 
 
 def run_to_end(value: Any) -> Any:

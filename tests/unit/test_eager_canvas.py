@@ -64,3 +64,17 @@ async def test_a_task_by_name_is_published_with_a_warning_as_in_celery(celery: C
         with pytest.warns(AlwaysEagerIgnored):
             await celery.enqueue("somewhere.else")
         assert await celery.queue_size("celery") == 1
+
+
+async def test_eager_tasks_that_enqueue_others_do_not_wait_for_each_others_threads(celery: Celery) -> None:
+    @celery.task
+    async def inner(number: int) -> int:
+        return number
+
+    @celery.task
+    async def outer(number: int) -> int:
+        return await (await inner.enqueue(number)).result()
+
+    async with asyncio.timeout(10):
+        handles = await asyncio.gather(*(outer.enqueue(number) for number in range(40)))
+    assert [await handle.result() for handle in handles] == list(range(40))
