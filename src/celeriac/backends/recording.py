@@ -60,11 +60,14 @@ class RecordingBackend(Backend):  # type: ignore[misc]
             at=time.time(),
             result=self._text(result),
             traceback=None if traceback is None else str(traceback),
-            **({} if request is None else self._facts(request)),
+            **self._facts(request),
         )
 
     def _facts(self, request: Any) -> dict[str, Any]:
-        """What a worker's request tells of its task."""
+        """What a worker's request tells of its task, and whom it has called; without one, whom the running task has."""
+        children = self.current_task_children(request) or None
+        if request is None:
+            return {} if children is None else {"children": self._text(children)}
         facts: dict[str, Any] = {
             "name": getattr(request, "task", None),
             "root_id": getattr(request, "root_id", None),
@@ -75,5 +78,5 @@ class RecordingBackend(Backend):  # type: ignore[misc]
             "queue": (getattr(request, "delivery_info", None) or {}).get("routing_key"),
         }
         values = {name: getattr(request, name, None) for name in ("args", "kwargs")}
-        values["children"] = self.current_task_children(request) or None
+        values["children"] = children
         return facts | {name: self._text(value) for name, value in values.items() if value is not None}

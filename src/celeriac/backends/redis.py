@@ -75,6 +75,12 @@ class _RecordingRedisBackend(PlannedBackend, RecordingBackend):
     def on_task_call(self, producer: Any, task_id: str) -> None:
         """Nothing: ``get`` listens when it is called, and reads what it may have missed."""
 
+    def get_many(self, task_ids: Any, *args: Any, max_iterations: int | None = None, **options: Any) -> Any:
+        """As Celery's, which sleeps half a second after a single look, too; ``GroupResult.get`` begins with one."""
+        if max_iterations == 1 and not args:
+            options["interval"] = 0
+        return super().get_many(task_ids, *args, max_iterations=max_iterations, **options)
+
     def _forget(self, task_id: str) -> None:
         with self._store_errors():
             self._run(layout.FORGET, [self._prefix, task_id])
