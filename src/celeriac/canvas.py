@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import time
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from itertools import islice
 from typing import Any
@@ -13,7 +14,7 @@ from celery.result import GroupResult, ResultBase
 
 from celeriac import compat
 from celeriac.eager import EagerHandle, run_apart, runs_eagerly
-from celeriac.errors import InvalidArguments, StoreError
+from celeriac.errors import InvalidArguments, StoreError, StoreUnavailable
 from celeriac.handle import GroupHandle, TaskHandle, task_ids_of
 from celeriac.planning import Plan, collecting, prepare, publish
 from celeriac.stores.base import Store
@@ -31,7 +32,8 @@ async def enqueue_canvas(
     """Publish what a canvas begins with, in one step of the broker, all or none.
 
     ``options`` are those of ``apply_async``, ``owner`` and ``deadline``. The handle is on the last task of a chain, on
-    the body of a chord, on all members of a group. Raises what ``celery.enqueue`` raises.
+    the body of a chord, on all members of a group. Raises what ``celery.enqueue`` raises, and StoreUnavailable for a
+    chord: the store counts its parts.
 
     With ``task_always_eager`` nothing is published, and all of it has run when this returns.
     """
@@ -56,12 +58,20 @@ async def enqueue_canvas(
 
     result = await asyncio.to_thread(lay_out) if is_large(signature) else lay_out()
     handle = _handle_on(app, result, signature)
-    known = await _recorded(connection.store, given) if given else given
-    for call in plan.calls:
-        call.fresh, call.known = call.task_id not in known, known
-    _record_ends(plan, handle)
-    await prepare(plan, connection.store)
-    await publish(plan, connection.publisher, deadline)
+    limit = app.settings.publish_deadline if deadline is None else deadline
+    started = time.monotonic()
+    try:
+        async with asyncio.timeout(limit):
+            known = await _recorded(connection.store, given) if given else given
+            for call in plan.calls:
+                call.fresh, call.known = call.task_id not in known, known
+            _record_ends(plan, handle)
+            await prepare(plan, connection.store)
+    except TimeoutError:
+        raise StoreUnavailable(
+            f"The store did not answer within {limit:g} seconds; nothing was enqueued."
+        ) from None
+    await publish(plan, connection.publisher, max(0.0, limit - (time.monotonic() - started)))
     return handle
 
 

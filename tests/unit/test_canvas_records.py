@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from typing import Any
 from uuid import uuid4
 
@@ -9,7 +10,7 @@ import pytest
 from celery import chain, chord, group
 
 from celeriac import Celery
-from celeriac.errors import BrokerUnavailable, InvalidArguments
+from celeriac.errors import BrokerUnavailable, InvalidArguments, StoreUnavailable
 from celeriac.worker.embedded import run_embedded
 
 
@@ -79,3 +80,17 @@ async def test_a_chain_of_nothing_is_refused(celery: Celery, empty: Any) -> None
 async def test_a_group_of_nothing_has_no_results(celery: Celery) -> None:
     async with celery:
         assert await (await celery.enqueue(group([]))).result(1) == []
+
+
+async def test_a_store_that_does_not_answer_counts_towards_the_deadline(
+    celery: Celery, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async def never(*_arguments: Any) -> None:
+        await asyncio.Event().wait()
+
+    async with celery:
+        monkeypatch.setattr(celery.store, "set_chord_size", never)
+        async with asyncio.timeout(5):
+            with pytest.raises(StoreUnavailable, match="nothing was enqueued"):
+                await celery.enqueue(canvases(celery)["chord"], deadline=0.1)
+        assert await celery.queue_size("celery") == 0
