@@ -167,6 +167,15 @@ def test_an_errback_of_a_chord_whose_header_fails(place: Place) -> None:
     assert place.notes(note, 1) == [f"old {result.id}"]
 
 
+def test_the_body_of_a_failed_chord_has_its_errbacks_as_children(place: Place) -> None:
+    body = place.total.s().on_error(place.old_errback.s(unique()))
+    result = failed(place, chord([place.add.s(1, 1), place.fail.s()], body))
+
+    (called,) = result.children
+    assert all(place.ended(errback) for errback in called.results)
+    assert len(called.results) == 1
+
+
 def test_errbacks_of_a_header_where_they_are_asked_for(place: Place) -> None:
     note = unique()
     place.client.conf.task_allow_error_cb_on_chord_header = True
