@@ -83,7 +83,7 @@ class PlannedBackend(Backend):  # type: ignore[misc]
         elif plan.app is not self.app:
             plan.foreign.append(partial(super().add_to_chord, chord_id, result))
         else:
-            plan.chord_steps.append(("extend_chord", (chord_id,)))
+            plan.chord_steps.append(("extend_chord", (chord_id, 1, result.id)))
 
     def on_chord_part_return(self, request: Any, state: str, result: Any, **options: Any) -> None:
         """Celery's; in a plan, the part is to be counted."""

@@ -130,8 +130,12 @@ class Store(ABC):
         """
 
     @abstractmethod
-    async def extend_chord(self, group_id: str, by: int = 1) -> None:
-        """So many parts more, before the chord is complete: ``Task.add_to_chord``. Raises as :meth:`set_chord_size`."""
+    async def extend_chord(self, group_id: str, by: int = 1, token: str | None = None) -> None:
+        """So many parts more, before the chord is complete: ``Task.add_to_chord``. Raises as :meth:`set_chord_size`.
+
+        ``token`` is for a caller who tries again: a store that may have carried out what it did not confirm counts the
+        same one once.
+        """
 
     @abstractmethod
     async def add_chord_parts(self, parts: Sequence[ChordPart]) -> builtins.list[ChordClaim]:

@@ -80,7 +80,7 @@ class DisabledStore(Store):
     async def save_chord_header(self, group_id: str, header: str) -> None:
         raise _chords_need_a_backend()
 
-    async def extend_chord(self, group_id: str, by: int = 1) -> None:
+    async def extend_chord(self, group_id: str, by: int = 1, token: str | None = None) -> None:
         raise _chords_need_a_backend()
 
     async def add_chord_parts(self, parts: Sequence[ChordPart]) -> builtins.list[ChordClaim]:

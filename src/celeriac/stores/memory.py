@@ -116,7 +116,7 @@ class MemoryStore(Store):
     async def save_chord_header(self, group_id: str, header: str) -> None:
         self._records.chords.save_header(group_id, header)
 
-    async def extend_chord(self, group_id: str, by: int = 1) -> None:
+    async def extend_chord(self, group_id: str, by: int = 1, token: str | None = None) -> None:
         self._records.chords.extend(group_id, by)
 
     async def add_chord_parts(self, parts: Sequence[ChordPart]) -> builtins.list[ChordClaim]:

@@ -223,8 +223,8 @@ class RedisStore(Store):
     async def save_chord_header(self, group_id: str, header: str) -> None:
         await self._chords.save_header(self._opened(), group_id, header, self._chord_times)
 
-    async def extend_chord(self, group_id: str, by: int = 1) -> None:
-        await self._chords.extend(self._opened(), group_id, by)
+    async def extend_chord(self, group_id: str, by: int = 1, token: str | None = None) -> None:
+        await self._chords.extend(self._opened(), group_id, by, token, self._chord_times)
 
     async def add_chord_parts(self, parts: Sequence[ChordPart]) -> builtins.list[ChordClaim]:
         self._opened()

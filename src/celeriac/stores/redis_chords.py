@@ -64,6 +64,15 @@ def _script(name: str, text: str) -> Script:
     return Script(name, text, hashlib.sha1(text.encode(), usedforsecurity=False).hexdigest())
 
 
+_EXTEND = _script(
+    "chord extension",
+    "if redis.call('SET', KEYS[2], 1, 'NX', 'EX', ARGV[2]) then redis.call('INCRBY', KEYS[1], ARGV[1]) end return 1",
+)
+
+#: Seconds that an extension is remembered at least: as long as somebody may try again to confirm it.
+_EXTENSION_KEPT = 86_400
+
+
 class ChordKeys:
     """The keys of one group."""
 
@@ -125,9 +134,14 @@ class RedisChords:
         text = f'{{"result": {header}}}'
         await _all([link.send("SET", self._keys(group_id).group, text, *_expiry(times.kept))])
 
-    async def extend(self, link: Link, group_id: str, by: int) -> None:
-        """``RedisBackend.add_to_chord``."""
-        await _all([link.send("INCRBY", self._keys(group_id).added, by)])
+    async def extend(self, link: Link, group_id: str, by: int, token: str | None, times: ChordTimes) -> None:
+        """``RedisBackend.add_to_chord``; with a token, once."""
+        added = self._keys(group_id).added
+        if token is None:
+            await _all([link.send("INCRBY", added, by)])
+        else:
+            kept = max(times.kept, times.remembered, _EXTENSION_KEPT)
+            await _all([link.start(_EXTEND, [added, f"{added}:{token}"], [by, kept])])
 
     async def add(self, link: Link, parts: Sequence[ChordPart], times: ChordTimes) -> list[ChordClaim]:
         """The first half of ``RedisBackend.on_chord_part_return``, for many parts in one round trip."""

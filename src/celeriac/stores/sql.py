@@ -187,7 +187,7 @@ class SQLStore(Store):
         now = time.time()
         await self._write(lambda connection: groups.save(connection, group_id, header, now))
 
-    async def extend_chord(self, group_id: str, by: int = 1) -> None:
+    async def extend_chord(self, group_id: str, by: int = 1, token: str | None = None) -> None:
         now = time.time()
         await self._write(lambda connection: chords.extend(connection, group_id, by, now))
 

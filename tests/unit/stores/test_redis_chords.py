@@ -10,13 +10,16 @@ from typing import Any
 import celery
 import pytest
 import redis
+from celery import chord
 from celery.backends.base import compress_payload
 from tests.services import Proxy, RedisServer
 
+from celeriac import Celery
 from celeriac.errors import StoreUnavailable
 from celeriac.stores.chords import ChordClaim, ChordPart
 from celeriac.stores.redis import RedisStore
 from celeriac.stores.redis_chords import ChordTimes
+from celeriac.worker.embedded import run_embedded
 
 _DAY = 86_400
 
@@ -153,3 +156,51 @@ async def test_a_claim_that_nobody_heard_of_is_found_again(
     assert claim.parts == [part(0)]
     assert await store.finish_chord(claim)
     await store.close()
+
+
+async def test_an_extension_that_is_tried_again_counts_once(store: RedisStore, client: redis.Redis) -> None:
+    for token in ("one", "one", "other"):
+        await store.extend_chord("g", 1, token)
+    added, *remembered = sorted(client.scan_iter("*"), key=len)
+    assert client.get(added) == b"2"
+    assert all(0 < client.ttl(key) <= _DAY for key in remembered)
+
+
+async def test_a_task_whose_addition_to_its_chord_is_not_confirmed_adds_once(
+    redis_url: str, client: redis.Redis
+) -> None:
+    app = Celery("adds", broker=redis_url, backend=redis_url, set_as_current=False)
+    app.conf.celeriac_shutdown_grace = 1.0
+    asked, tried = asyncio.Event(), asyncio.Event()
+
+    @app.task(name="adds", bind=True)
+    async def adds(self: Any) -> int:
+        tried.set()
+        await asked.wait()
+        self.add_to_chord(one.si())
+        return 1
+
+    @app.task(name="one")
+    async def one() -> int:
+        return 1
+
+    @app.task(name="total")
+    async def total(values: list[int]) -> int:
+        return sum(values)
+
+    async with app, run_embedded(app, concurrency=2):
+        handle = await app.enqueue(chord([adds.s(), one.s()], total.s()))
+        await tried.wait()
+        extend, attempts = app.store.extend_chord, 0
+
+        async def extend_and_hear_nothing(*arguments: Any) -> None:
+            nonlocal attempts
+            attempts += 1
+            await extend(*arguments)
+            if attempts == 1:
+                raise StoreUnavailable("the answer was lost")
+
+        app.store.extend_chord = extend_and_hear_nothing  # type: ignore[method-assign]
+        asked.set()
+        assert await handle.result(10) == 3
+        assert attempts == 2
