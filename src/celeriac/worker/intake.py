@@ -165,6 +165,7 @@ class Intake:
             if record.ready
             and record.state != states.REVOKED
             and record.retries >= again[task_id].message.retries
+            and not _is_wanted_again(again[task_id])
         }
         return cancelled, done
 
@@ -177,3 +178,8 @@ def _revoked_by_stamp(execution: Execution) -> bool:
         for stamp in execution.message.stamped_headers
         for value in maybe_list(execution.message.stamps.get(stamp)) or ()
     )
+
+
+def _is_wanted_again(execution: Execution) -> bool:
+    """Whether the result of a task that has ended may be missing in its chord, and is not in its record."""
+    return bool(execution.message.chord) and execution.ignores_result
