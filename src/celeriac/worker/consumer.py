@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Mapping
 from typing import Any
 
@@ -63,7 +64,9 @@ class Consumer(ConsumerFacade):
         """Work until told to stop. Raises WorkerShutdown or WorkerTerminate, by which Celery's worker ends."""
         freeze_what_stays()
         try:
-            exitcode = loop.run(self.service.run(listen_to_signals=True))
+            # In another thread, as ``celery.contrib.testing.worker`` starts one, a process's signals cannot be heard.
+            in_main = threading.current_thread() is threading.main_thread()
+            exitcode = loop.run(self.service.run(listen_to_signals=in_main))
         except CeleriacError as exc:
             logger.critical("The worker stops: %s", exc)
             raise WorkerShutdown(1) from None
