@@ -66,6 +66,7 @@ class Plan:
         "app",
         "calls",
         "chord_steps",
+        "collected",
         "errbacks",
         "foreign",
         "parts",
@@ -87,6 +88,8 @@ class Plan:
         self._options = options or {}
         self._recorded: set[str] | None = set() if ahead else None
         self.states = states
+        #: Nothing more is to be added.
+        self.collected = False
         self.chord_steps: list[_ChordStep] = []
         self.transitions: list[Transition] = []
         self.calls: list[Call] = []
@@ -132,7 +135,7 @@ class Plan:
 def active_plan() -> Plan | None:
     """The plan that this code adds to: the one being made, or that of the task whose coroutine runs here."""
     plan = _plan.get()
-    if plan is not None:
+    if plan is not None and not plan.collected:  # what was started meanwhile has inherited it
         return plan
     execution = current_execution()
     return None if execution is None else execution.ambient_plan()
@@ -146,6 +149,7 @@ def collecting(plan: Plan) -> Iterator[Plan]:
         with as_current(plan.app):
             yield plan
     finally:
+        plan.collected = True
         _plan.reset(token)
 
 

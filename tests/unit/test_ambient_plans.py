@@ -9,10 +9,11 @@ from uuid import uuid4
 
 import celery as stock
 import pytest
-from celery import group
+from celery import chain, group
 
 from celeriac import Celery
 from celeriac.compat import current_execution
+from celeriac.task import Task
 from celeriac.worker.embedded import run_embedded
 from celeriac.worker.executor import Executor
 
@@ -162,3 +163,33 @@ async def test_an_errback_that_is_called_again_publishes_without_blocking(
     async with celery, run_embedded(celery, concurrency=2):
         await celery.enqueue(fails.s().on_error(errback.s()))
         assert {await asyncio.wait_for(ran.get(), 10) for _ in range(2)} == {1, 2}
+
+
+async def test_what_is_started_while_a_canvas_is_laid_out_publishes_for_itself(celery: Celery) -> None:
+    started: list[asyncio.Task[None]] = []
+    ran: asyncio.Queue[str] = asyncio.Queue()
+
+    async def audit() -> None:
+        audited.delay()
+
+    class Audited(Task[..., Any]):
+        def apply_async(self, *args: Any, **options: Any) -> Any:
+            started.append(asyncio.get_running_loop().create_task(audit()))
+            return super().apply_async(*args, **options)
+
+    @celery.task(name="audited")
+    async def audited() -> None:
+        ran.put_nowait("audited")
+
+    @celery.task(name="leaf", base=Audited)
+    async def leaf() -> None:
+        ran.put_nowait("leaf")
+
+    @celery.task(name="calls")
+    async def calls() -> None:
+        await celery.enqueue(chain(leaf.si(), audited.si()))
+
+    async with celery, run_embedded(celery, concurrency=1):
+        await (await calls.enqueue()).result(10)
+        found = [await asyncio.wait_for(ran.get(), 10) for _ in range(3)]
+    assert sorted(found) == ["audited", "audited", "leaf"]
