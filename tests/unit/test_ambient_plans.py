@@ -193,3 +193,27 @@ async def test_what_is_started_while_a_canvas_is_laid_out_publishes_for_itself(c
         await (await calls.enqueue()).result(10)
         found = [await asyncio.wait_for(ran.get(), 10) for _ in range(3)]
     assert sorted(found) == ["audited", "audited", "leaf"]
+
+
+async def test_what_a_task_leaves_running_does_not_hold_it_up(celery: Celery) -> None:
+    left: list[asyncio.Task[None]] = []
+
+    @celery.task(name="leaf", ignore_result=True)
+    async def leaf() -> None: ...
+
+    async def publish_for_ever() -> None:
+        while True:
+            leaf.delay()
+            await asyncio.sleep(0)
+
+    @celery.task(name="leaves")
+    async def leaves() -> int:
+        left.append(asyncio.get_running_loop().create_task(publish_for_ever()))
+        await asyncio.sleep(0.01)
+        return 1
+
+    async with celery, run_embedded(celery, concurrency=2):
+        try:
+            assert await (await leaves.enqueue()).result(5) == 1
+        finally:
+            left[0].cancel()

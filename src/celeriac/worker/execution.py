@@ -240,8 +240,10 @@ class Execution(RunsTask):
 
     async def finish_plans(self) -> None:
         """Wait until what the task's code has published and stored is with the servers. Raises what they refused."""
-        while self.planned:
-            planned, self.planned = self.planned, None
+        # What errbacks call in a plan is in the second round. There is no third: what the task has left running may
+        # publish for ever.
+        for _ in range(2):
+            planned, self.planned = self.planned or (), None
             for done in await asyncio.gather(*planned, return_exceptions=True):
                 if isinstance(done, BaseException):
                     raise done
