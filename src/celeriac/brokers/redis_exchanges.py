@@ -96,5 +96,8 @@ def to_listeners(
     publications: Sequence[Publication],
 ) -> tuple[Sequence[Publication], Sequence[Publication]]:
     """Those that queues get, and those that whoever listens at the moment gets."""
-    fanout = [each for each in publications if not each.queue and each.exchange_type == "fanout"]
-    return ([each for each in publications if each not in fanout], fanout) if fanout else (publications, ())
+    queued: list[Publication] = []
+    heard: list[Publication] = []
+    for each in publications:
+        (queued if each.queue or each.exchange_type != "fanout" else heard).append(each)
+    return queued, heard
