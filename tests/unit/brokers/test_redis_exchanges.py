@@ -11,7 +11,9 @@ from celeriac.testing.contract.messages import publication
 
 def test_a_large_batch_is_told_apart_at_once() -> None:
     told = replace(publication("told", "", exchange="all"), exchange_type="fanout")
-    batch = [replace(each, task_id=str(number)) for number in range(5000) for each in (told, publication("x"))]
+    batch = [
+        replace(each, task_id=str(number)) for number in range(5000) for each in (told, publication("x"))
+    ]
     began = time.perf_counter()
     queued, heard = to_listeners(batch)
     assert time.perf_counter() - began < 1
