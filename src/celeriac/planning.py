@@ -18,6 +18,7 @@ from kombu.exceptions import EncodeError
 
 from celeriac.calls import Call, CallBuilder, NotNative, planned
 from celeriac.compat import as_current, current_execution
+from celeriac.errors import BrokerError
 from celeriac.publisher import Publisher
 from celeriac.stores.base import Store
 from celeriac.stores.chords import ChordPart
@@ -190,11 +191,40 @@ async def prepare(plan: Plan, store: Store) -> None:
         plan.transitions = []
 
 
-async def publish(plan: Plan, publisher: Publisher, deadline: float | None = None) -> None:
-    """Publish the calls, all or none, and then what only Celery's own code can. Raises as ``publish_many`` does."""
+async def publish(
+    plan: Plan, publisher: Publisher, deadline: float | None = None, *, apart: bool = False
+) -> None:
+    """Publish the calls, all or none, and then what only Celery's own code can. Raises as ``publish_many`` does.
+
+    ``apart``: the calls have nothing to do with each other; what is refused for good is left out, and raised last.
+    """
     if plan.calls:
-        await publisher.publish_many(plan.calls, deadline)
+        try:
+            await publisher.publish_many(plan.calls, deadline)
+        except Exception as exc:
+            if not apart or len(plan.calls) == 1 or not _is_refusal(exc):
+                raise
+            await _publish_apart(plan, publisher, deadline)
         plan.calls = []
     while plan.foreign:
         await asyncio.to_thread(plan.foreign[0])
         del plan.foreign[0]
+
+
+async def _publish_apart(plan: Plan, publisher: Publisher, deadline: float | None) -> None:
+    refused: Exception | None = None
+    while plan.calls:
+        try:
+            await publisher.publish_many(plan.calls[:1], deadline)
+        except Exception as exc:
+            if not _is_refusal(exc):
+                raise
+            refused = refused or exc
+        del plan.calls[0]
+    if refused is not None:
+        raise refused
+
+
+def _is_refusal(error: Exception) -> bool:
+    """Whether trying again is no use."""
+    return not isinstance(error, BrokerError) or getattr(error, "permanent", False)

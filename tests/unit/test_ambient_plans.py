@@ -13,6 +13,7 @@ from celery import chain, group
 
 from celeriac import Celery
 from celeriac.compat import current_execution
+from celeriac.errors import BrokerUnavailable
 from celeriac.task import Task
 from celeriac.worker.embedded import run_embedded
 from celeriac.worker.executor import Executor
@@ -217,3 +218,34 @@ async def test_what_a_task_leaves_running_does_not_hold_it_up(celery: Celery) ->
             assert await (await leaves.enqueue()).result(5) == 1
         finally:
             left[0].cancel()
+
+
+async def test_a_call_that_is_refused_for_good_takes_no_other_along(
+    celery: Celery, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    ran: list[int] = []
+
+    @celery.task(name="leaf")
+    async def leaf(number: int) -> None:
+        ran.append(number)
+
+    @celery.task(name="several")
+    async def several() -> None:
+        for number in range(3):
+            leaf.delay(number)
+
+    async with celery, run_embedded(celery, concurrency=1):
+        publish = celery.broker.publish
+
+        async def refuse_one(publications: Any) -> None:
+            if any(each.message.headers["argsrepr"] == "(1,)" for each in publications):
+                error = BrokerUnavailable("too large")
+                error.permanent = True
+                raise error
+            await publish(publications)
+
+        monkeypatch.setattr(celery.broker, "publish", refuse_one)
+        with pytest.raises(BrokerUnavailable, match="too large"):
+            await (await several.enqueue()).result(5)
+        await (await leaf.enqueue(3)).result(5)
+    assert ran == [0, 2, 3]

@@ -233,7 +233,7 @@ class Execution(RunsTask):
             # Not sooner: what is called meanwhile goes with it, so that a task that publishes all the time has one
             # plan under way, and one that waits.
             plan, self._plan = self._plan, None
-        await self.successors.carry_out(plan)
+        await self.successors.carry_out(plan, apart=True)
         if self.planned is not None:
             # Only failures are kept for the end, which may be days away.
             self.planned.discard(cast("asyncio.Task[None]", asyncio.current_task()))

@@ -107,14 +107,14 @@ class Successors:
             error = backend.exception_to_python(record.result)
             await self._tell(execution, partial(fail_successors, backend), error, record.traceback)
 
-    async def carry_out(self, plan: Plan, *, again: bool = False) -> None:
+    async def carry_out(self, plan: Plan, *, again: bool = False, apart: bool = False) -> None:
         """Do what was planned, and what that leads to. Raises what no waiting helps against.
 
-        ``again``: on behalf of a task that was delivered again.
+        ``again``: on behalf of a task that was delivered again. ``apart``: see :func:`celeriac.planning.publish`.
         """
         await _insist(lambda: prepare(plan, self._store))
         if plan.calls or plan.foreign:
-            await _insist(lambda: publish(plan, self._publisher))
+            await _insist(lambda: publish(plan, self._publisher, apart=apart))
         for errback in plan.errbacks:
             await _call_errback(errback)
         if plan.parts:
