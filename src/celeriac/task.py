@@ -100,6 +100,8 @@ class Task(CeleryTask, Generic[P, R]):  # type: ignore[misc]
     """
 
     abstract = True
+    #: For Celery's own pools.
+    Request = "celeriac.worker.children:Request"
     _schema: ArgumentSchema | None = None
 
     if TYPE_CHECKING:

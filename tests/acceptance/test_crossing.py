@@ -166,6 +166,15 @@ async def test_a_task_that_kills_its_children_fails_in_the_end(crossing: Crossin
     assert await crossing.result("cpu.square", 3) == 9
 
 
+async def test_a_task_that_is_put_back_does_not_kill_children_for_ever(crossing: Crossing) -> None:
+    handle = await crossing.client.enqueue(crossing.s("cpu.killing_on"))
+    with pytest.raises(WorkerLostError):
+        await handle.result(_PATIENCE)
+    assert len((await handle.record()).attempts) == 3
+    assert await crossing.client.queue_size("cpu") == 0
+    assert await crossing.result("cpu.square", 3) == 9
+
+
 async def test_a_time_limit_in_a_thread_ends_the_task_and_leaves_the_thread(crossing: Crossing) -> None:
     handle = await crossing.client.enqueue(crossing.s("io.stuck_thread", 3, time_limit=0.5))
     with pytest.raises(TimeLimitExceeded):

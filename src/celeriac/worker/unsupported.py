@@ -8,6 +8,7 @@ from typing import Any
 from celery.app.defaults import DEFAULTS
 from celery.app.task import Task as CeleryTask
 
+from celeriac.task import Task
 from celeriac.worker.autoscale import Autoscaler
 
 __all__ = ["unsupported"]
@@ -100,7 +101,8 @@ def _consumer_steps(worker: Any) -> Iterator[str]:
 
 
 def _custom_requests(worker: Any) -> Iterator[str]:
-    names = sorted(task.name for task in worker.app.tasks.values() if task.Request != CeleryTask.Request)
+    own = (CeleryTask.Request, Task.Request)
+    names = sorted(task.name for task in worker.app.tasks.values() if task.Request not in own)
     if names:
         yield (
             f"Request classes of tasks have no effect: {', '.join(names)}. This worker makes no such requests. "

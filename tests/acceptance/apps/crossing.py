@@ -16,6 +16,7 @@ from celeriac import Celery
 celery = Celery("crossing")
 celery.conf.update(
     celeriac_lease=2.0,
+    celeriac_delivery_limit=3,
     task_default_queue="default",
     task_routes={"cpu.*": {"queue": "cpu"}},
     worker_lost_wait=0.5,
@@ -88,6 +89,11 @@ def stuck(seconds: float) -> None:
 
 @celery.task(name="cpu.killing", retry_on_worker_lost=True, max_retries=1, default_retry_delay=0)
 def killing() -> None:
+    os.kill(os.getpid(), 9)
+
+
+@celery.task(name="cpu.killing_on")
+def killing_on() -> None:
     os.kill(os.getpid(), 9)
 
 
