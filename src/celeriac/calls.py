@@ -19,6 +19,7 @@ from kombu.utils.functional import maybe_list
 
 from celeriac.brokers.base import Publication
 from celeriac.compat import current_execution
+from celeriac.errors import InvalidArguments
 from celeriac.moments import Clock
 from celeriac.protocol.body import EncodedBody, compressed, encode_body, json_body
 from celeriac.protocol.builder import TaskHeaders, TaskMessageBuilder, properties_of
@@ -130,6 +131,10 @@ class CallBuilder:
         root_id, parent_id, priority = self._inherit(
             take("root_id", None), take("parent_id", None), take("priority", None)
         )
+        if priority is not None and not (type(priority) is int and 0 <= priority <= 255):
+            raise InvalidArguments(
+                f"The priority of {name} is {priority!r}; it must be a whole number from 0 to 255."
+            )
         # Nearly every call says this, and nothing else.
         ignore_result = take("ignore_result", None)
         encoded = _encode(args, kwargs, options)

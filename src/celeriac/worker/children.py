@@ -1,7 +1,7 @@
-"""What a task may do to Celery's child processes (``-P processes``): kill a number of them, and not one after the other.
+"""What a task may do to Celery's child processes (``-P processes``): kill some of them, but not one after the other.
 
-``task_reject_on_worker_lost`` puts the message of a task back that has killed its child. Celery does so without end; here
-the task fails after ``celeriac_delivery_limit`` children.
+``task_reject_on_worker_lost`` puts the message of a task back that has killed its child. Celery does so without end;
+here the task fails after ``celeriac_delivery_limit`` children.
 """
 
 from __future__ import annotations

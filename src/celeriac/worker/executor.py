@@ -190,7 +190,7 @@ class Executor:
             return Ending(Outcome.SUCCEEDED, states.SUCCESS, value=value)
         except BaseException as exc:  # noqa: BLE001 - every way to end is told apart by ending_of
             # Not kept in a variable: this frame belongs to the exception, whose locals would live until a collection.
-            return ending_of(_kept_to(execution, exc))
+            return ending_of(_told_apart(execution, exc))
         finally:
             execution.ended = True
 
@@ -202,7 +202,8 @@ class Executor:
             if ending.succeeded:
                 ending.result = self._encode(execution, profile, ending.value)
                 await self._successors.before_result(execution, ending)
-            if execution.held_retries:
+            if execution.held_retries and execution.stop is None:
+                # A function that was stopped is tried again by others, or not at all.
                 ending.retries = await self._prepare_retries(execution)
         except Exception as exc:  # noqa: BLE001 - whatever it is, it is how the task ended
             ending.become(ending_of(exc))
@@ -303,8 +304,11 @@ def _performer(thread: TaskThread | None) -> Perform:
     return perform if thread is None else thread.perform
 
 
-def _kept_to(execution: Execution, error: BaseException) -> BaseException:
-    """What ended the attempt, by what is still possible: an acknowledged task cannot be handed back."""
+def _told_apart(execution: Execution, error: BaseException) -> BaseException:
+    """What ended the attempt: by what is still possible, and as the function raised it."""
     if isinstance(error, HandedBack) and execution.acknowledged:
         error = WorkerLostError("The worker shut down, and the task was acknowledged before it ran.")
+    cause = error.__cause__
+    if isinstance(error, RuntimeError) and isinstance(cause, StopIteration):
+        return cause  # no coroutine may raise it, and the worker's own is around the function
     return error

@@ -5,8 +5,8 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import time
-from collections.abc import Callable, Iterable, Sequence
-from typing import Any
+from collections.abc import Awaitable, Callable, Iterable, Sequence
+from typing import Any, TypeVar
 
 from celery import states
 from celery.utils.log import get_logger
@@ -29,6 +29,8 @@ from celeriac.worker.settler import Settler
 __all__ = ["Admitted", "Intake"]
 
 logger = get_logger(__name__)
+
+T = TypeVar("T")
 
 #: An execution, whether it was cancelled, and whether an earlier delivery of its message has ended it already.
 Admitted = tuple[Execution, bool, bool]
@@ -113,7 +115,7 @@ class Intake:
         told = {execution.id for execution in executions if execution.id in worker_state.revoked}
         if not told:
             return stamped
-        records = await self._store.get(list(told))
+        records = await _asked(lambda: self._store.get(list(told)))
         return stamped | {
             task_id
             for task_id in told
@@ -150,15 +152,8 @@ class Intake:
         """Which were cancelled, and which have ended before their message could be settled."""
         ids = [execution.id for execution in executions]
         again = {execution.id: execution for execution in executions if execution.redelivered}
-        while True:
-            try:
-                cancelled = set(await self._store.cancelled(ids))
-                records = await self._store.get(list(again)) if again else {}
-                break
-            except StoreUnavailable as exc:
-                # Without the marks a cancelled task would run; without the store its result would be lost anyway.
-                logger.error("Cannot ask the store for marks, trying again in 1 s: %s", exc)
-                await asyncio.sleep(1)
+        cancelled = set(await _asked(lambda: self._store.cancelled(ids)))
+        records = await _asked(lambda: self._store.get(list(again))) if again else {}
         done = {
             task_id
             for task_id, record in records.items()
@@ -168,6 +163,19 @@ class Intake:
             and not _is_wanted_again(again[task_id])
         }
         return cancelled, done
+
+
+async def _asked(question: Callable[[], Awaitable[T]]) -> T:
+    """The store's answer, whenever it comes.
+
+    Without its marks a cancelled task would run; without the store a task's result would be lost anyway.
+    """
+    while True:
+        try:
+            return await question()
+        except StoreUnavailable as exc:
+            logger.error("Cannot ask the store for marks, trying again in 1 s: %s", exc)
+        await asyncio.sleep(1)
 
 
 def _revoked_by_stamp(execution: Execution) -> bool:

@@ -214,6 +214,9 @@ class Service:
                 limit = self.rates.limits.get(execution.name)
                 revoked = limit is not None and await self._wait_for_rate(execution, limit)
             await self.executor.execute(execution, revoked=revoked, done=done)
+        except asyncio.CancelledError:  # the loop is being closed: the lease ends, and another worker goes on
+            self._leases.release(execution.delivery.tag)
+            raise
         except BaseException as exc:
             # Not settled: the lease ends, and the message is delivered again, up to its limit.
             logger.exception("Task %s[%s]: the worker failed", execution.name, execution.id)

@@ -17,6 +17,7 @@ from celery.exceptions import MaxRetriesExceededError, Reject, Retry
 from pydantic import BaseModel
 
 from celeriac import Celery, TaskContext
+from celeriac.errors import InvalidArguments
 from celeriac.worker.embedded import run_embedded
 
 
@@ -390,3 +391,25 @@ async def test_the_current_app_of_a_thread_is_its_workers(celery: Celery) -> Non
 
     async with working(celery):
         assert await (await whose.enqueue()).result(5) == celery.main
+
+
+async def test_stop_iteration_is_recorded_as_it_was_raised(celery: Celery) -> None:
+    @celery.task(name="exhausted")
+    def exhausted() -> str:
+        return next(iter(()))
+
+    async with working(celery):
+        handle = await exhausted.enqueue()
+        async for _event in handle.events():
+            """Until it has ended: a coroutine cannot raise what the task has raised."""
+        assert (await handle.record()).result["exc_type"] == "StopIteration"
+
+
+@pytest.mark.parametrize("priority", [-1, 256, "5", 1.5])
+async def test_a_priority_that_no_broker_takes_is_refused(celery: Celery, priority: Any) -> None:
+    @celery.task(name="urgent")
+    async def urgent() -> None: ...
+
+    async with celery:
+        with pytest.raises(InvalidArguments, match="from 0 to 255"):
+            await urgent.using(priority=priority).enqueue()
