@@ -2,11 +2,31 @@
 
 from __future__ import annotations
 
+import logging
+from collections.abc import Iterator
+
 import pytest
 from celery import chord
 from celery.contrib.testing.worker import start_worker
 
 from celeriac import Celery
+
+
+@pytest.fixture(autouse=True)
+def logging_as_it_was() -> Iterator[None]:
+    """A worker sets up the logging of its process, which here is that of all tests."""
+    root = logging.getLogger()
+    level, handlers = root.level, root.handlers[:]
+    loggers = {
+        name: logging.getLogger(name) for name in ("celery", "celery.task", "celery.redirected", "kombu")
+    }
+    former = {name: (each.level, each.handlers[:], each.propagate) for name, each in loggers.items()}
+    yield
+    root.setLevel(level)
+    root.handlers[:] = handlers
+    for name, each in loggers.items():
+        level, each.handlers[:], each.propagate = former[name]
+        each.setLevel(level)
 
 
 @pytest.mark.parametrize("pool", ["solo", "celeriac.worker.pool:TaskPool"])

@@ -316,7 +316,7 @@ def size(connection: Connection, queue: str, now: float) -> int:
 
 _later = (
     sa.select(message.c.queue, message.c.due, message.c.envelope)
-    .where(is_delayed, message.c.due > _now, _of_queue)
+    .where(is_moving, is_delayed, message.c.due > _now, _of_queue)
     .order_by(message.c.due, message.c.id)
     .limit(sa.bindparam("limit"))
 )
