@@ -213,10 +213,10 @@ def test_results_are_those_of_a_stock_worker(client: StockClient, site: Site) ->
 def test_failures_come_back_as_what_was_raised(client: StockClient) -> None:
     def failure(queue: str) -> Any:
         expression = (
-            "(lambda result: (result.get(timeout=9, propagate=False), result.state, result.traceback))"
+            "(lambda result: (result.get(timeout=patience, propagate=False), result.state, result.traceback))"
             "(fail.apply_async(('sorry',), queue=queue))"
         )
-        return client(expression, queue=queue)
+        return client(expression, queue=queue, patience=PATIENCE)
 
     ours, stock = failure("ours"), failure("prefork")
 
