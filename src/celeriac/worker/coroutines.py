@@ -61,13 +61,19 @@ class Interruptible:
 
     async def __aexit__(self, _kind: object, error: BaseException | None, _traceback: object) -> None:
         execution = self._execution
-        execution.interrupt = None
         if error is not None:
-            await absorb_cancellation(runner_of(execution))
-            if execution.stop is not None:
-                raise execution.stop from error
-        elif (runner := execution.runner) is not None and runner.cancelling():
+            await _end_in_error(execution, error)
+            return
+        execution.interrupt = None
+        if (runner := execution.runner) is not None and runner.cancelling():
             await absorb_cancellation(runner)
+
+
+async def _end_in_error(execution: Execution, error: BaseException) -> None:
+    execution.interrupt = None
+    await absorb_cancellation(runner_of(execution))
+    if execution.stop is not None:
+        raise execution.stop from error
 
 
 def runner_of(execution: Execution) -> asyncio.Task[Any]:
@@ -80,11 +86,19 @@ def runner_of(execution: Execution) -> asyncio.Task[Any]:
 async def run_coroutine(execution: Execution, awaitable: Awaitable[Any], limits: Limits) -> Any:
     """Await to the end. Raises ``execution.stop`` if it was set meanwhile, whatever the coroutine made of it."""
     runner = runner_of(execution)
-    async with Interruptible(execution, partial(_cancel, execution, runner, 1)):
+    # Interruptible, written out: every task comes through here.
+    execution.interrupt = partial(_cancel, execution, runner, 1)
+    try:
         if limits == (None, None):
             value = await awaitable
         else:
             value = await _run_limited(execution, awaitable, runner, limits)
+    except BaseException as exc:
+        await _end_in_error(execution, exc)
+        raise
+    execution.interrupt = None
+    if runner.cancelling():
+        await absorb_cancellation(runner)
     if execution.stop is not None and not isinstance(execution.stop, HandedBack):
         raise execution.stop
     return value

@@ -89,6 +89,8 @@ class Executor:
         if execution.planned:  # by handlers, errbacks, receivers
             await self._finish_late_plans(execution)
         await self._settle(execution, ending)
+        for call in ending.retries:
+            signal_after(call)
         self._reporter.ended(execution, ending)
 
     async def _repeat_end(self, execution: Execution) -> None:
@@ -264,11 +266,6 @@ class Executor:
         execution.acknowledged = True
 
     async def _settle(self, execution: Execution, ending: Ending) -> None:
-        await self._settle_message(execution, ending)
-        for call in ending.retries:
-            signal_after(call)
-
-    async def _settle_message(self, execution: Execution, ending: Ending) -> None:
         profile = self._profiles.get(execution.name)
         if execution.acknowledged:
             if ending.retries:
