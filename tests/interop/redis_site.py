@@ -190,7 +190,9 @@ def running_site(server: RedisServer, **settings: Any) -> Iterator[Site]:
         site.close()
 
 
-@pytest.fixture(scope="session")
+# For each module anew: kombu's own event loop, on which stock prefork workers run, after a while waits in a read of its
+# pub/sub connection until the next broadcast, and every call of such a worker takes seconds.
+@pytest.fixture(scope="module")
 def redis_site() -> Iterator[Site]:
     """A server with workers that all tests share."""
     with RedisServer() as server, running_site(server) as site:
