@@ -43,10 +43,9 @@ class PlannedBackend(Backend):  # type: ignore[misc]
         if plan.app is not self.app:
             plan.foreign.append(store)
             return result
-        step = self._step(task_id, self.encode_result(result, state), state, traceback, request)
-        if request is None and (children := self.current_task_children()):
-            step.children = self._text(children)  # of the task that fails others: the errbacks it has called
-        plan.transitions.append(step)
+        plan.transitions.append(
+            self._step(task_id, self.encode_result(result, state), state, traceback, request)
+        )
         return result
 
     def get_state(self, task_id: str) -> str:
