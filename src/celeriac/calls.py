@@ -21,6 +21,7 @@ from celeriac.brokers.base import Publication
 from celeriac.compat import current_execution
 from celeriac.errors import InvalidArguments
 from celeriac.moments import Clock
+from celeriac.propagation import Propagation, owner_in
 from celeriac.protocol.body import EncodedBody, compressed, encode_body, json_body
 from celeriac.protocol.builder import TaskHeaders, TaskMessageBuilder, properties_of
 from celeriac.protocol.codec import dumps, dumps_list, dumps_record
@@ -83,12 +84,13 @@ class _Encoded(NamedTuple):
 class CallBuilder:
     """Builds the calls of one app; what is the same for every call of a task is worked out once."""
 
-    def __init__(self, app: Any) -> None:
+    def __init__(self, app: Any, propagation: Propagation | None = None) -> None:
         self._app = app
         self._origin = anon_nodename()
         self._reply_to = app.thread_oid
         self._inherit_priority = bool(app.conf.task_inherit_parent_priority)
         self._protocol = app.conf.task_protocol
+        self.propagation = propagation or Propagation()
         self._builders: dict[str, TaskMessageBuilder] = {}
         self._routes = RouteTable(app)
         self._clock = Clock(app)
@@ -110,6 +112,8 @@ class CallBuilder:
             raise NotNative(name)
         args, kwargs = args or (), kwargs or {}
         destination, merged = self._routes.find(name, args, kwargs, options)
+        if options and "owner" in options:
+            merged["owner"] = options["owner"]  # None is an answer, too
         return self._assemble(name, args, kwargs, destination, merged)
 
     def build_retry(self, signature: Signature) -> Call:
@@ -137,15 +141,15 @@ class CallBuilder:
             )
         # Nearly every call says this, and nothing else.
         ignore_result = take("ignore_result", None)
+        carried = self.propagation.take(options)
         encoded = _encode(args, kwargs, options)
         headers: TaskHeaders = {
             "root_id": root_id or task_id,
             "parent_id": parent_id,
             "ignore_result": ignore_result,
         }
-        owner = due = expires = expiration = None
+        due = expires = expiration = None
         if options:
-            owner = take("owner", None)
             due = self._clock.eta(take("eta", None), take("countdown", None), now, headers)
             expires, expiration = self._clock.expiry(task_id, take("expires", None), now, headers)
             _move_headers(options, headers)
@@ -153,9 +157,12 @@ class CallBuilder:
             headers["argsrepr"] = self._repr(tuple(args))
         if "kwargsrepr" not in headers:
             headers["kwargsrepr"] = self._repr(kwargs)
-        message = self._message(name, task_id, to, encoded.body, headers, priority, expiration, options)
+        message = self._message(
+            name, task_id, to, encoded.body, headers, carried, priority, expiration, options
+        )
         record = _record(name, task_id, to, encoded, headers, now)
-        record.owner, record.eta, record.expires = owner, due, expires
+        record.owner = owner_in(carried) if carried else None
+        record.eta, record.expires = due, expires
         waits = due if due is not None and due > now else None
         publication = Publication(
             message, to.queue, task_id, to.exchange, to.routing_key, priority or 0, waits
@@ -171,6 +178,7 @@ class CallBuilder:
         to: Destination,
         body: EncodedBody,
         headers: TaskHeaders,
+        carried: Mapping[str, Any] | None,
         priority: int | None,
         expiration: float | None,
         options: dict[str, Any],
@@ -191,7 +199,7 @@ class CallBuilder:
             priority=priority,
             others=others,
         )
-        return builder.build(task_id, body, properties, headers, more)
+        return builder.build(task_id, body, properties, headers, more, carried)
 
     def _inherit(
         self, root_id: str | None, parent_id: str | None, priority: int | None

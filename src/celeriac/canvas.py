@@ -17,6 +17,7 @@ from celeriac.eager import EagerHandle, run_apart, runs_eagerly
 from celeriac.errors import InvalidArguments, StoreError, StoreUnavailable
 from celeriac.handle import GroupHandle, TaskHandle, task_ids_of
 from celeriac.planning import Plan, collecting, prepare, publish
+from celeriac.propagation import owned
 from celeriac.stores.base import Store
 from celeriac.stores.records import Transition
 
@@ -37,7 +38,9 @@ async def enqueue_canvas(
 
     With ``task_always_eager`` nothing is published, and all of it has run when this returns.
     """
-    deadline, owner = options.pop("deadline", None), options.pop("owner", None)
+    deadline = options.pop("deadline", None)
+    # Of all that is published now, but for what has an owner of its own; the rest inherits it.
+    shared = {"owner": options.pop("owner")} if "owner" in options else None
     copied = signature.clone()
     # ``clone`` makes plain signatures of map, starmap and chunks.
     signature = copied if type(copied) is type(signature) else signature
@@ -45,12 +48,13 @@ async def enqueue_canvas(
     if _last(signature).get("subtask_type") == "chain":
         raise InvalidArguments("This chain has no task.")
     if await runs_eagerly(app):
-        return _ended(await run_apart(signature.apply_async, (tuple(args), dict(kwargs)), options))
+        with owned(shared):
+            return _ended(await run_apart(signature.apply_async, (tuple(args), dict(kwargs)), options))
     connection = await app._connections.here()
     given = {options.get("task_id"), *(task["options"].get("task_id") for task in _tasks_in(signature))} - {
         None
     }
-    plan = Plan(app, connection.calls, options=None if owner is None else {"owner": owner})
+    plan = Plan(app, connection.calls, options=shared)
 
     def lay_out() -> ResultBase:
         with collecting(plan):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import os
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 from datetime import timedelta
@@ -86,6 +87,10 @@ OWN_DEFAULTS: dict[str, Any] = {
     "celeriac_beat_lease": 10.0,
     # Whether arguments are validated against the task's annotations.
     "celeriac_validate_arguments": True,
+    # Context variables that travel with a task, as "module:variable"; their values must be JSON's.
+    "celeriac_propagate": (),
+    # The HTTP header that a request's id comes in, and goes out in.
+    "celeriac_request_id_header": "X-Request-ID",
 }
 
 
@@ -174,6 +179,8 @@ class Settings:
     result_expires: float | None
     beat_lease: float
     validate_arguments: bool
+    propagate: tuple[str, ...]
+    request_id_header: str
     connection_retry: bool
     connection_retry_on_startup: bool
     connection_max_retries: int | None
@@ -208,6 +215,8 @@ class Settings:
             result_expires=float(expires) if expires else None,
             beat_lease=_number("celeriac_beat_lease", conf.celeriac_beat_lease, minimum=0.5),
             validate_arguments=bool(conf.celeriac_validate_arguments),
+            propagate=_paths("celeriac_propagate", conf.celeriac_propagate),
+            request_id_header=_header("celeriac_request_id_header", conf.celeriac_request_id_header),
             connection_retry=bool(conf.broker_connection_retry),
             connection_retry_on_startup=bool(conf.broker_connection_retry_on_startup),
             # Celery takes 0 for "no limit", too.
@@ -243,6 +252,20 @@ def _result_options(conf: Any) -> dict[str, Any]:
     }
     options = _with_ssl(conf.result_backend_transport_options, conf.redis_backend_use_ssl)
     return {name: value for name, value in named.items() if value} | options
+
+
+def _paths(name: str, value: Any) -> tuple[str, ...]:
+    paths = (value,) if isinstance(value, str) else tuple(value or ())
+    for path in paths:
+        if not (isinstance(path, str) and re.fullmatch(r"[\w.]+:\w+", path)):
+            raise ConfigurationError(f'{name} lists "module:variable" paths, not {path!r}.')
+    return paths
+
+
+def _header(name: str, value: Any) -> str:
+    if not (isinstance(value, str) and re.fullmatch(r"[!#$%&'*+.^_`|~0-9A-Za-z-]+", value)):
+        raise ConfigurationError(f"{name} must be the name of an HTTP header, not {value!r}.")
+    return value
 
 
 def _number(name: str, value: Any, minimum: float = 0.0) -> float:

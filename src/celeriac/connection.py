@@ -109,10 +109,10 @@ class Connections:
         if self._app.conf.task_send_sent_event:
             broker = announcing(broker, await asyncio.to_thread(SentEvents, self._app))
         publisher = Publisher(broker, store, deadline=settings.publish_deadline)
-        return Connection(broker, store, publisher, CallBuilder(self._app))
+        return Connection(broker, store, publisher, CallBuilder(self._app, self._app.propagation))
 
     def _load(self) -> Settings:
         settings: Settings = self._app.settings
         self._app.finalize(auto=True)
-        _ = self._app.amqp.router, self._app.amqp.default_queue, self._app.timezone
+        _ = self._app.propagation, self._app.amqp.router, self._app.amqp.default_queue, self._app.timezone
         return settings

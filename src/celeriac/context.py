@@ -37,6 +37,18 @@ class TaskContext:
         return int(self._execution.request.retries or 0)
 
     @property
+    def owner(self) -> str | None:
+        """Whose task it is, if anybody's: ``using(owner=…)``, or who made the request that enqueued it."""
+        found: str | None = self._execution.owner
+        return found
+
+    @property
+    def request_id(self) -> str | None:
+        """The id of the HTTP request that led to the task, if one did."""
+        found: str | None = self._execution.request_id
+        return found
+
+    @property
     def request(self) -> Any:
         """Celery's ``task.request``."""
         return self._execution.request

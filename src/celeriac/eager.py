@@ -17,6 +17,7 @@ from typing import Any, NoReturn, cast
 from celery import states
 from celery.exceptions import SoftTimeLimitExceeded
 
+from celeriac import propagation
 from celeriac.compat import is_always_eager
 from celeriac.handle import R, TaskHandle
 from celeriac.steering import Steered
@@ -118,6 +119,14 @@ class EagerExecution:
     @property
     def id(self) -> str:
         return str(self.request.id)
+
+    @property
+    def owner(self) -> str | None:
+        return propagation.owner.get()
+
+    @property
+    def request_id(self) -> str | None:
+        return propagation.request_id.get()
 
     def progress(self, current: float, total: float | None, note: str) -> None:
         """Nothing."""

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import time
 import warnings
 from collections.abc import Mapping, Sequence
 from functools import partial
@@ -12,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 import celery
 from celery.canvas import Signature
 from celery.exceptions import AlwaysEagerIgnored
+from kombu.utils.objects import cached_property
 
 from celeriac import compat
 from celeriac.arguments import ArgumentSchema
@@ -22,8 +22,9 @@ from celeriac.eager import runs_eagerly
 from celeriac.errors import ConfigurationError, PublishTimeout
 from celeriac.handle import TaskHandle
 from celeriac.planning import NoProducer, active_plan
+from celeriac.propagation import Propagation
 from celeriac.stores.base import Store
-from celeriac.stores.records import TaskRecord, Transition
+from celeriac.stores.records import TaskRecord
 from celeriac.task import Task
 
 if TYPE_CHECKING:
@@ -43,6 +44,11 @@ class Enqueues(celery.Celery):  # type: ignore[misc]
         def settings(self) -> Settings: ...
         @property
         def store(self) -> Store: ...
+
+    @cached_property
+    def propagation(self) -> Propagation:
+        """What travels with this app's tasks besides their arguments. Raises ConfigurationError."""
+        return Propagation(self.settings.propagate)
 
     async def enqueue(
         self,
@@ -134,7 +140,6 @@ class Enqueues(celery.Celery):  # type: ignore[misc]
         task: Any,
     ) -> TaskHandle[Any]:
         """Publish by Celery's own code, in a thread, what asks for a connection of its own, or for protocol 1."""
-        owner = options.pop("owner", None)
         limit = self.settings.publish_deadline if deadline is None else deadline
         try:
             async with asyncio.timeout(limit):
@@ -143,10 +148,6 @@ class Enqueues(celery.Celery):  # type: ignore[misc]
             raise PublishTimeout(
                 f"The broker did not confirm within {limit:g} seconds; the task may or may not have been enqueued."
             ) from None
-        if owner is not None:
-            await self.store.transition(
-                [Transition(task_id=result.id, state="PENDING", at=time.time(), owner=owner)]
-            )
         return self._handle(result.id, task)
 
     def send_task(self, name: str, args: Any = None, kwargs: Any = None, *more: Any, **options: Any) -> Any:
@@ -154,21 +155,26 @@ class Enqueues(celery.Celery):  # type: ignore[misc]
         the task does not end before the broker has confirmed."""
         plan = active_plan()
         if plan is None:
-            return super().send_task(name, args, kwargs, *more, **options)
+            return self._send(name, args, kwargs, *more, **options)
         options.update(zip(compat.SEND_TASK_OPTIONS, more, strict=False))
         task_id = options["task_id"] = options.get("task_id") or new_id()
         make_result = options.pop("result_cls", None) or self.AsyncResult
         if isinstance(options.get("producer"), NoProducer):
             del options["producer"]
         if plan.app is self:
-            plan.call(name, args or (), kwargs or {}, options, super().send_task)
+            plan.call(name, args or (), kwargs or {}, options, self._send)
         else:  # the task's worker has no connection to this app's servers
-            plan.foreign.append(partial(super().send_task, name, args, kwargs, **options))
+            plan.foreign.append(partial(self._send, name, args, kwargs, **options))
         result = make_result(task_id)
         result.ignored = bool(options.get("ignore_result"))
         if options.get("add_to_parent", True):
             compat.trail(task_id)
         return result
+
+    def _send(self, name: str, args: Any = None, kwargs: Any = None, *more: Any, **options: Any) -> Any:
+        """Publish by Celery's own code, with what travels with a task."""
+        self.propagation.add(options)
+        return super().send_task(name, args, kwargs, *more, **options)
 
     def producer_or_acquire(self, producer: Any = None) -> Any:
         """Celery's; while a plan is made, nobody needs a connection."""

@@ -111,8 +111,9 @@ class Plan:
 
         ``send(name, args, kwargs, **options)`` is for what asks for Celery's own publishing. Raises EncodeError.
         """
+        options = {**self._options, **options}
         try:
-            call = self._builder.build(name, args, kwargs, {**self._options, **options})
+            call = self._builder.build(name, args, kwargs, options)
         except NotNative:
             self.foreign.append(lambda: send(name, args, kwargs, **options))
         except TypeError as exc:

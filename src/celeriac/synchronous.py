@@ -16,6 +16,7 @@ from kombu.utils.functional import maybe_list
 from celeriac.calls import planned
 from celeriac.errors import StoreUnavailable
 from celeriac.planning import active_plan
+from celeriac.propagation import owner_in
 from celeriac.protocol.codec import dumps_record
 from celeriac.protocol.v1 import upgrade
 from celeriac.routing import recorded_queue
@@ -45,7 +46,8 @@ class RecordingAMQP(AMQP):  # type: ignore[misc]
         first, embed = _first_transition(self, name, message, options)
         try:
             root_id = first.root_id or first.task_id
-            backend.record_published([first, *planned(embed, root_id=root_id, at=first.at)])
+            ahead = planned(embed, root_id=root_id, at=first.at, owner=first.owner)
+            backend.record_published([first, *ahead])
         except StoreUnavailable as exc:
             # The task itself is the broker's business; its worker makes up for the record.
             logger.warning("The store did not record task %s: %s", first.task_id, exc)
@@ -68,6 +70,7 @@ def _first_transition(
         queue=recorded_queue(queue, options.get("exchange"), options.get("routing_key") or ""),
         args=dumps_record(args),
         kwargs=dumps_record(kwargs),
+        owner=owner_in(options.get("headers") or {}),
         root_id=facts.get("root_id") or facts["id"],
         parent_id=facts.get("parent_id"),
         group_id=facts["group"],

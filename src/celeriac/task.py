@@ -34,6 +34,7 @@ from celeriac.compat import (
 from celeriac.context import TaskContext, context_parameters
 from celeriac.eager import EagerExecution, EagerHandle, run_apart, run_to_end, runs_eagerly
 from celeriac.handle import TaskHandle
+from celeriac.propagation import owned
 
 if TYPE_CHECKING:
     from typing_extensions import Unpack
@@ -181,7 +182,8 @@ class Task(CeleryTask, Generic[P, R]):  # type: ignore[misc]
         Raises what the task raises, with ``task_eager_propagates``.
         """
         known = {key: value for key, value in options.items() if key not in ("owner", "deadline")}
-        ended = await run_apart(super().apply_async, (tuple(args), dict(kwargs)), known)
+        with owned(options):
+            ended = await run_apart(super().apply_async, (tuple(args), dict(kwargs)), known)
         schema = self.schema
         return EagerHandle(ended, lambda value: schema.load_result(schema.dump_result(value)))
 
@@ -196,6 +198,7 @@ class Task(CeleryTask, Generic[P, R]):  # type: ignore[misc]
         request._protected = 1
         if not request.is_eager:
             refuse_cancelled(self, request)
+            self.app.propagation.restore_anew(vars(request))
         return self._call_as_message(request, args, kwargs)
 
     def _call_as_message(self, request: Any, args: Any, kwargs: Any) -> Any:

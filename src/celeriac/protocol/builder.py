@@ -87,6 +87,7 @@ class TaskMessageBuilder:
         properties: Mapping[str, Any],
         headers: TaskHeaders,
         more: Mapping[str, Any] | None = None,
+        carried: Mapping[str, Any] | None = None,
     ) -> Message:
         """A message that calls the task.
 
@@ -96,6 +97,7 @@ class TaskMessageBuilder:
             properties: As :func:`properties_of` makes them.
             headers: What is not said is nothing, zero, and no tree but the task's own.
             more: The caller's own headers; they win over all others.
+            carried: Headers of ours, which Celery does not know.
         """
         content, content_type, content_encoding, compression = body
         values = self._template.copy()
@@ -106,11 +108,15 @@ class TaskMessageBuilder:
         values.update(headers)
         plain = None
         if more or compression:
+            values.update(carried or {})
             values.update(more or {})
             if compression:
                 values["compression"] = compression
         else:
             plain = self._plain_headers(values)
+            if carried:
+                values.update(carried)
+                plain = plain and f"{plain[:-1]}, {codec.dumps(carried)[1:]}"
         return Message(values, properties, content, content_type, content_encoding, plain)
 
     def _plain_headers(self, headers: Mapping[str, Any]) -> str | None:

@@ -14,6 +14,7 @@ from pydantic_core import to_jsonable_python
 from celeriac.brokers.base import Delivery
 from celeriac.compat import RunsTask, TaskRequest, trailed_children
 from celeriac.planning import Plan
+from celeriac.propagation import owner_in, request_id_in
 from celeriac.protocol.codec import dumps, dumps_record
 from celeriac.protocol.message import TaskMessage
 from celeriac.stores.records import EventDraft, Transition
@@ -100,6 +101,16 @@ class Execution(RunsTask):
     def name(self) -> str:
         """The task's name; in logs and events ``shadow`` wins over it."""
         return self.message.task
+
+    @property
+    def owner(self) -> str | None:
+        """Whose task it is, as its message says."""
+        return owner_in(self.message.headers)
+
+    @property
+    def request_id(self) -> str | None:
+        """The request that set it off, as its message says."""
+        return request_id_in(self.message.headers)
 
     @property
     def redelivered(self) -> bool:
@@ -276,6 +287,7 @@ def _call_of(message: TaskMessage) -> dict[str, Any]:
     return {
         "args": dumps_record(message.args),
         "kwargs": dumps_record(message.kwargs),
+        "owner": owner_in(message.headers),
         "root_id": message.root_id,
         "parent_id": message.parent_id,
         "group_id": message.group_id,

@@ -72,7 +72,7 @@ class Executor:
 
         ``revoked`` says that it was cancelled, ``done`` that an earlier delivery of the same message has ended it.
         """
-        enter_execution(execution)
+        self._enter(execution)
         execution.successors = self._successors
         if done:
             await self._repeat_end(execution)
@@ -92,6 +92,11 @@ class Executor:
         for call in ending.retries:
             signal_after(call)
         self._reporter.ended(execution, ending)
+
+    def _enter(self, execution: Execution) -> None:
+        """From here on this context, and what is started from it, is the execution's."""
+        enter_execution(execution)
+        self._calls.propagation.restore(execution.message.headers)
 
     async def _repeat_end(self, execution: Execution) -> None:
         """Settle what has ended before; the worker that ended it may have died before it told what follows."""
@@ -160,7 +165,7 @@ class Executor:
 
     async def conclude_abandoned(self, execution: Execution) -> None:
         """End an attempt whose function cannot be stopped, and goes on; what it still does is nobody's."""
-        enter_execution(execution)
+        self._enter(execution)
         ending = ending_of(execution.stop or WorkerLostError("abandoned"))
         await self._record(execution, ending)
         await self._successors.after_failure(execution, ending)

@@ -10,6 +10,7 @@ from typing import Any
 from celery.exceptions import TaskRevokedError
 from celery.utils.log import get_logger
 
+from celeriac import propagation
 from celeriac.brokers.base import Delivery
 from celeriac.connection import Connection
 from celeriac.protocol.exchanges import Binding
@@ -75,6 +76,7 @@ class Service:
 
     async def run(self, *, listen_to_signals: bool) -> int:
         """Work until a shutdown is requested. Returns the exit code."""
+        propagation.reset()  # a worker in an API's process may be started by anybody's code
         async with self.app:
             connection = await self.app._connections.here()
             with self.shutdown.on_signals() if listen_to_signals else contextlib.nullcontext():
