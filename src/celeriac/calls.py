@@ -28,6 +28,7 @@ from celeriac.protocol.codec import dumps, dumps_list, dumps_record
 from celeriac.protocol.message import Message
 from celeriac.routing import Destination, NotNative, RouteTable
 from celeriac.stores.records import Transition
+from celeriac.timing import Now, system_now
 
 __all__ = ["Call", "CallBuilder", "NotNative", "new_id", "planned"]
 
@@ -82,9 +83,12 @@ class _Encoded(NamedTuple):
 
 
 class CallBuilder:
-    """Builds the calls of one app; what is the same for every call of a task is worked out once."""
+    """Builds the calls of one app; what is the same for every call of a task is worked out once.
 
-    def __init__(self, app: Any, propagation: Propagation | None = None) -> None:
+    ``now`` is the time that a call is made at.
+    """
+
+    def __init__(self, app: Any, propagation: Propagation | None = None, now: Now = system_now) -> None:
         self._app = app
         self._origin = anon_nodename()
         self._reply_to = app.thread_oid
@@ -94,6 +98,7 @@ class CallBuilder:
         self._builders: dict[str, TaskMessageBuilder] = {}
         self._routes = RouteTable(app)
         self._clock = Clock(app)
+        self._now = now
 
     def build(
         self,
@@ -129,7 +134,7 @@ class CallBuilder:
         options: dict[str, Any],
     ) -> Call:
         take = options.pop
-        now = time.time()
+        now = self._now()
         given_id = take("task_id", None)
         task_id = str(given_id) if given_id else new_id(now)
         root_id, parent_id, priority = self._inherit(

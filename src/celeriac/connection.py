@@ -17,6 +17,7 @@ from celeriac.sent import SentEvents, announcing
 from celeriac.stores.base import Store
 from celeriac.stores.chords import claim_seconds
 from celeriac.stores.urls import store_for
+from celeriac.timing import Now, system_now
 
 __all__ = ["Connection", "Connections"]
 
@@ -45,6 +46,8 @@ class Connections:
 
     def __init__(self, app: Any) -> None:
         self._app = app
+        #: The time by which the app's calls are due, and its records are dated.
+        self.now: Now = system_now
         self._slots: weakref.WeakKeyDictionary[asyncio.AbstractEventLoop, _Slot] = weakref.WeakKeyDictionary()
 
     def current(self) -> Connection | None:
@@ -109,7 +112,8 @@ class Connections:
         if self._app.conf.task_send_sent_event:
             broker = announcing(broker, await asyncio.to_thread(SentEvents, self._app))
         publisher = Publisher(broker, store, deadline=settings.publish_deadline)
-        return Connection(broker, store, publisher, CallBuilder(self._app, self._app.propagation))
+        calls = CallBuilder(self._app, self._app.propagation, self.now)
+        return Connection(broker, store, publisher, calls)
 
     def _load(self) -> Settings:
         settings: Settings = self._app.settings

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import time
 from collections.abc import Callable, Iterable, Mapping
 from datetime import UTC, datetime
 from functools import partial
@@ -65,7 +64,7 @@ def _first_transition(
     transition = Transition(
         task_id=facts["id"],
         state="PENDING",
-        at=time.time(),
+        at=amqp.app._connections.now(),
         name=name,
         queue=recorded_queue(queue, options.get("exchange"), options.get("routing_key") or ""),
         args=dumps_record(args),

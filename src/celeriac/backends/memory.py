@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import time
 from collections.abc import Callable, Collection, Sequence
 from typing import Any
 
@@ -30,7 +29,7 @@ class MemoryBackend(PlannedBackend, RecordBackend):
         self._records.apply(transitions)
 
     def request_cancel(self, task_ids: Sequence[str], *, running: bool = True) -> Collection[str]:
-        return self._records.request_cancel(task_ids, time.time(), running=running)
+        return self._records.request_cancel(task_ids, self._records.now(), running=running)
 
     def _row(self, task_id: str) -> Row | None:
         rows = self._records.fetch([task_id])
@@ -55,5 +54,5 @@ class MemoryBackend(PlannedBackend, RecordBackend):
         """Delete what has expired."""
         self._trim_chords()
         if self.expires:
-            while self._records.trim(time.time() - self.expires, _BATCH) == _BATCH:
+            while self._records.trim(self._records.now() - self.expires, _BATCH) == _BATCH:
                 pass

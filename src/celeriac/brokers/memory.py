@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import math
-import time
 from collections.abc import Callable, Collection, Sequence
 
 from celeriac.brokers import rows
@@ -72,7 +71,7 @@ class MemoryBroker(Broker):
         """Lease up to ``limit`` messages, fairly from the queues."""
         fair = rows.rotated(queues, self._turn)
         self._turn += 1
-        taken = self._queues.take(fair, limit, self.lease, time.time())
+        taken = self._queues.take(fair, limit, self.lease, self._shared.now())
         return Received([rows.delivery(row) for row in taken], self._queues.next_due())
 
     async def wait(self, queues: Sequence[str], timeout: float | None = None) -> None:
@@ -80,7 +79,7 @@ class MemoryBroker(Broker):
         await until_due(lambda: self._pause(queues), self._on_change, timeout)
 
     async def _pause(self, queues: Sequence[str]) -> float:
-        now = time.time()
+        now = self._shared.now()
         if self._queues.has_ready(queues, now):
             return 0.0
         due = self._queues.next_due()
@@ -108,25 +107,25 @@ class MemoryBroker(Broker):
     async def settle(self, settlements: Sequence[Settlement]) -> Collection[str]:
         """End deliveries and publish what comes of them in one step. Returns the void tags."""
         settlements = await settlements_to_queues(self.bindings, settlements)
-        now = time.time()
+        now = self._shared.now()
         endings = [rows.ending(settlement, now) for settlement in settlements]
         return self._queues.settle(endings, rows.successors(settlements))
 
     async def renew(self, tags: Sequence[str]) -> Collection[str]:
         """Start the leases of these deliveries anew. Returns the void tags."""
-        return self._queues.renew(tags, self.lease, time.time())
+        return self._queues.renew(tags, self.lease, self._shared.now())
 
     async def size(self, queue: str) -> int:
         """How many messages wait to be delivered now."""
-        return self._queues.size(queue, time.time())
+        return self._queues.size(queue, self._shared.now())
 
     async def delayed(self, queue: str, limit: int = 100) -> Sequence[Delayed]:
         """What waits for its time in the queue, the earliest first."""
-        return [rows.delayed(row) for row in self._queues.delayed(queue, limit, time.time())]
+        return [rows.delayed(row) for row in self._queues.delayed(queue, limit, self._shared.now())]
 
     async def purge(self, queue: str) -> int:
         """Delete the waiting and delayed messages of the queue. Returns how many."""
-        return self._queues.purge(queue, time.time())
+        return self._queues.purge(queue, self._shared.now())
 
     async def dead_letters(self, queue: str | None = None, limit: int = 100) -> Sequence[DeadLetter]:
         """The dead letters of one queue, or of all, newest first."""

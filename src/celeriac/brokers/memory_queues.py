@@ -12,6 +12,7 @@ from types import MappingProxyType
 
 from celeriac.sql.messages import Buried, Draft, Ending, Taken, Waiting
 from celeriac.sql.tables import DEAD, DELAYED, LEASED, READY
+from celeriac.timing import Now, system_now
 
 __all__ = ["MemoryQueues"]
 
@@ -43,13 +44,14 @@ class MemoryQueues:
     """The queues of one name, shared by all brokers and transports of this process that use it.
 
     The operations of :mod:`celeriac.sql.messages` with the same meaning, without a connection. Safe from any thread;
-    nothing waits.
+    nothing waits. ``now`` is the time by which messages are due.
     """
 
     _instances: dict[str, MemoryQueues] = {}
     _instances_lock = threading.Lock()
 
     def __init__(self) -> None:
+        self.now: Now = system_now
         self._lock = threading.RLock()
         self._ids = itertools.count(1)
         self._messages: dict[int, _Message] = {}
@@ -64,7 +66,18 @@ class MemoryQueues:
     def named(cls, name: str) -> MemoryQueues:
         """The queues of this name, which live as long as the process."""
         with cls._instances_lock:
-            return cls._instances.setdefault(name, cls())
+            return cls._instances.setdefault(name, MemoryQueues())
+
+    def share(self, name: str) -> None:
+        """Be the queues of this name, of which there are none yet."""
+        with self._instances_lock:
+            self._instances[name] = self
+
+    @classmethod
+    def discard(cls, name: str) -> None:
+        """Let go of the queues of this name: the next who asks for it gets others."""
+        with cls._instances_lock:
+            cls._instances.pop(name, None)
 
     def listen(self, callback: Callable[[], None]) -> Callable[[], None]:
         """Call back after every change that can make a message due, on the thread that made it. Returns what ends it.

@@ -27,6 +27,12 @@ class MemoryTopology:
         with cls._instances_lock:
             return cls._instances.setdefault(name, cls())
 
+    @classmethod
+    def discard(cls, name: str) -> None:
+        """Let go of the one of this name."""
+        with cls._instances_lock:
+            cls._instances.pop(name, None)
+
     def declare(self, queue: str, options: QueueOptions, now: float) -> None:
         """Remember a queue, and that it is used now (epoch seconds)."""
         self.options[queue] = options

@@ -37,7 +37,7 @@ def compose(celery: Celery, inner: Lifespan | None = None, *, worker: bool = Fal
     With ``worker``, a worker runs inside this process too. It starts after ``inner`` has, and ends before ``inner``
     does, so that tasks find what the app's lifespan sets up.
     """
-    run_worker: Callable[[Celery], AbstractAsyncContextManager[None]] | None = None
+    run_worker: Callable[[Celery], AbstractAsyncContextManager[Any]] | None = None
     if worker:
         # Here and not in the lifespan: an import reads files, and would hold up the loop.
         from celeriac.worker.embedded import run_embedded

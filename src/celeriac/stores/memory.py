@@ -9,7 +9,6 @@ from __future__ import annotations
 import asyncio
 import builtins
 import contextlib
-import time
 from collections.abc import AsyncIterator, Callable, Collection, Mapping, Sequence
 from contextlib import asynccontextmanager
 from functools import partial
@@ -89,7 +88,7 @@ class MemoryStore(Store):
                 self._flags.discard(flag)
 
     async def request_cancel(self, task_ids: Sequence[str]) -> Collection[str]:
-        return self._records.request_cancel(task_ids, time.time())
+        return self._records.request_cancel(task_ids, self._named.now())
 
     async def cancelled(self, task_ids: Sequence[str]) -> Collection[str]:
         return self._records.cancelled(task_ids)
@@ -105,7 +104,7 @@ class MemoryStore(Store):
         return self._records.forget(task_ids)
 
     async def trim(self) -> int:
-        records, now = self._records, time.time()
+        records, now = self._records, self._named.now()
         kept = self.chords_kept
         records.chords.trim(None if kept is None else now - kept)
         return 0 if self.expires is None else records.trim(now - self.expires, _TRIM_RECORDS)

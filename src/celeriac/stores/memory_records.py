@@ -16,6 +16,7 @@ from celeriac.stores.memory_chords import MemoryChords
 from celeriac.stores.records import READY_STATES, EventDraft, RecordFilter, Transition
 from celeriac.stores.rows import CANCELLED, Row, micros, search_parts
 from celeriac.stores.transitions import advance, state_event
+from celeriac.timing import Now, system_now
 
 __all__ = ["Change", "MemoryRecords"]
 
@@ -39,6 +40,7 @@ class MemoryRecords:
     _named_lock = threading.Lock()
 
     def __init__(self) -> None:
+        self.now: Now = system_now
         #: What Celery's groups consist of, as JSON.
         self.groups: dict[str, str] = {}
         self.chords = MemoryChords(self.groups)
@@ -54,7 +56,18 @@ class MemoryRecords:
     def named(cls, name: str) -> MemoryRecords:
         """The records that everybody in this process calls by this name."""
         with cls._named_lock:
-            return cls._named.setdefault(name, cls())
+            return cls._named.setdefault(name, MemoryRecords())
+
+    def share(self, name: str) -> None:
+        """Be the records of this name, of which there are none yet."""
+        with self._named_lock:
+            self._named[name] = self
+
+    @classmethod
+    def discard(cls, name: str) -> None:
+        """Let go of the records of this name: the next who asks for it gets others."""
+        with cls._named_lock:
+            cls._named.pop(name, None)
 
     @contextmanager
     def watch(self, task_id: str, callback: Callable[[Change], None]) -> Iterator[None]:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -79,11 +78,11 @@ class Channel(_Channel):  # type: ignore[misc]
             self._put(self.deadletter_queue, message)
 
     def _put(self, queue: str, message: Mapping[str, Any], **kwargs: Any) -> None:
-        now = time.time()
+        now = self._storage.now()
         self._storage.put([self._expiring(routing.draft(message, queue, now), now)])
 
     def _put_fanout(self, exchange: str, message: Mapping[str, Any], routing_key: str, **kwargs: Any) -> int:
-        return self._storage.route(exchange, routing_key, routing.draft(message, "", time.time()))
+        return self._storage.route(exchange, routing_key, routing.draft(message, "", self._storage.now()))
 
     def _expiring(self, draft: Draft, now: float) -> Draft:
         # Who publishes through Celery has declared the queue on this very channel.
@@ -270,7 +269,7 @@ class Channel(_Channel):  # type: ignore[misc]
             return None
 
     def _bury(self, taken: Taken, reason: str, counted: bool = True) -> None:
-        self._storage.settle([Ending(taken.tag, DEAD, time.time(), counted=counted, reason=reason)])
+        self._storage.settle([Ending(taken.tag, DEAD, self._storage.now(), counted=counted, reason=reason)])
         logger.error("Dead-lettered message %s of queue %r: %s", taken.tag, taken.queue, reason)
 
     # Settling
@@ -285,7 +284,7 @@ class Channel(_Channel):  # type: ignore[misc]
         if requeue:
             self._settle(tags, delivery_tag, READY)
         else:
-            self._settle(tags, delivery_tag, DEAD, time.time(), "rejected by its consumer")
+            self._settle(tags, delivery_tag, DEAD, self._storage.now(), "rejected by its consumer")
 
     def _settle(
         self,
@@ -322,7 +321,7 @@ class Channel(_Channel):  # type: ignore[misc]
         tags = [tag for each in arrivals if not each.no_ack for tag in self.qos.release(each.taken.tag)]
         if tags:
             self._return(tags)
-        now = time.time()
+        now = self._storage.now()
         drafts = [routing.draft_again(each.message, each.taken) for each in arrivals if each.no_ack]
         if drafts:
             self._storage.put([self._expiring(draft, now) for draft in drafts])

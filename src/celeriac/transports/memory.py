@@ -6,7 +6,6 @@ same name. kombu's own ``memory://`` transport is another world, and stays what 
 
 from __future__ import annotations
 
-import time
 import weakref
 from collections.abc import Collection, Hashable, Iterable, Sequence
 from typing import Any
@@ -37,14 +36,17 @@ class MemoryStorage(Storage):
         if on_change is not None:
             on_change()
 
+    def now(self) -> float:
+        return self._queues.now()
+
     def version(self) -> Hashable:
         return self._changes
 
     def look(self, queues: Sequence[str]) -> Look:
-        return Look(self._queues.has_ready(queues, time.time()), self._queues.next_due())
+        return Look(self._queues.has_ready(queues, self._queues.now()), self._queues.next_due())
 
     def take(self, orders: Sequence[Order], lease: float) -> Sequence[Sequence[Taken]]:
-        now = time.time()
+        now = self._queues.now()
         return [self._take(order, lease, now) for order in orders]
 
     def _take(self, order: Order, lease: float, now: float) -> list[Taken]:
@@ -59,7 +61,7 @@ class MemoryStorage(Storage):
         self._queues.insert(drafts)
 
     def route(self, exchange: str, routing_key: str, draft: Draft) -> int:
-        now = time.time()
+        now = self._queues.now()
         with self._topology.lock:
             self._drop_expired(now)
             queues = routing.matching(self.bindings(exchange), routing_key)
@@ -77,7 +79,7 @@ class MemoryStorage(Storage):
         return self._queues.settle(endings)
 
     def keep(self, tags: Sequence[str], lease: float, queues: Sequence[Declaration]) -> Collection[str]:
-        now = time.time()
+        now = self._queues.now()
         with self._topology.lock:
             for declared in queues:
                 if declared.queue not in self._topology.options:
@@ -96,7 +98,7 @@ class MemoryStorage(Storage):
         return self._topology.options.get(queue)
 
     def declare(self, queue: str, options: QueueOptions) -> None:
-        now = time.time()
+        now = self._queues.now()
         with self._topology.lock:
             self._topology.declare(queue, options, now)
             self._drop_expired(now)
@@ -110,10 +112,10 @@ class MemoryStorage(Storage):
         return self.purge(queue)
 
     def size(self, queue: str) -> int:
-        return self._queues.size(queue, time.time())
+        return self._queues.size(queue, self._queues.now())
 
     def purge(self, queue: str) -> int:
-        return self._queues.purge(queue, time.time())
+        return self._queues.purge(queue, self._queues.now())
 
     def bind(self, binding: Binding) -> None:
         with self._topology.lock:

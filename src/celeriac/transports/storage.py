@@ -12,6 +12,7 @@ from typing import NamedTuple
 
 from celeriac.protocol.exchanges import Binding, QueueOptions
 from celeriac.sql.messages import Draft, Ending, Taken
+from celeriac.timing import system_now
 
 __all__ = ["Binding", "Declaration", "Look", "Order", "QueueOptions", "Storage"]
 
@@ -41,6 +42,10 @@ class Look(NamedTuple):
 
 class Storage(ABC):
     """Keeps messages, queues and bindings for every channel of this process, and for other processes."""
+
+    def now(self) -> float:
+        """The time by which messages are due."""
+        return system_now()
 
     @abstractmethod
     def version(self) -> Hashable:

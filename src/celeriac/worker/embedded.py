@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import asynccontextmanager
 from typing import Any
 
@@ -11,6 +11,7 @@ from celery.utils.log import get_logger
 
 from celeriac.worker.consumer import Consumer
 from celeriac.worker.pool import EmbeddedPool
+from celeriac.worker.service import Service
 
 __all__ = ["run_embedded"]
 
@@ -18,15 +19,19 @@ logger = get_logger(__name__)
 
 
 @asynccontextmanager
-async def run_embedded(app: Any, *, concurrency: int | None = None) -> AsyncIterator[None]:
+async def run_embedded(
+    app: Any, *, concurrency: int | None = None, queues: Callable[[], Sequence[str]] | None = None
+) -> AsyncIterator[Service]:
     """Work on this loop while the context lasts; on leaving, running tasks get the grace period to finish.
 
-    ``concurrency`` is the number of slots. Raises BrokerUnavailable when the broker cannot be opened.
+    ``concurrency`` is the number of slots; ``queues`` says which queues to work on now, if not those of the app.
+    Raises BrokerUnavailable when the broker cannot be opened.
     """
     # In a thread: building it imports the app's task modules.
     slots = concurrency or app.settings.concurrency
     controller = await asyncio.to_thread(app.EmbeddedWorker, concurrency=slots, pool=EmbeddedPool)
     consumer: Consumer = controller.consumer
+    consumer.service.asked_queues = queues
     ready = asyncio.Event()
     consumer.on_ready = ready.set  # type: ignore[method-assign]
     controller.pool.start()
@@ -37,7 +42,7 @@ async def run_embedded(app: Any, *, concurrency: int | None = None) -> AsyncIter
         if serving.done():
             await serving
         serving.add_done_callback(_say_why)
-        yield
+        yield consumer.service
     finally:
         waiting.cancel()
         consumer.service.shutdown.request()

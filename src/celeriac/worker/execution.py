@@ -119,6 +119,12 @@ class Execution(RunsTask):
         return self.delivery.deliveries > 1 or bool(info.get("redelivered"))
 
     @property
+    def has_expired(self) -> bool:
+        """Whether it is too late for the task to start."""
+        expires = self.message.expires
+        return expires is not None and expires.timestamp() <= self.records.now()
+
+    @property
     def ignores_result(self) -> bool:
         """Whether the result is not to be kept; the call wins over the task."""
         asked = self.message.ignore_result
@@ -172,7 +178,7 @@ class Execution(RunsTask):
     def begin(self) -> None:
         """The function is about to be called."""
         self.started_at = time.monotonic()
-        self.time_start = time.time()
+        self.time_start = self.records.now()
 
     @property
     def runtime(self) -> float:
@@ -204,7 +210,7 @@ class Execution(RunsTask):
 
     def _emit(self, kind: Any, value: Any) -> None:
         data = dumps(to_jsonable_python(value))
-        self.records.add(EventDraft(self.id, kind, data, time.time()))
+        self.records.add(EventDraft(self.id, kind, data, self.records.now()))
 
     def set_state(self, state: str, meta: Any) -> None:
         """See ``Task.update_state``."""
@@ -267,7 +273,7 @@ class Execution(RunsTask):
         return Transition(
             task_id=self.id,
             state=state,
-            at=time.time(),
+            at=self.records.now(),
             name=self.name,
             queue=self.delivery.queue,
             retries=self.message.retries,

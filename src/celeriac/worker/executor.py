@@ -7,7 +7,6 @@ safe: successors, then result, then settlement. A crash between two of them repe
 from __future__ import annotations
 
 import asyncio
-import time
 from collections.abc import Callable
 from typing import Any
 
@@ -282,7 +281,7 @@ class Executor:
             return
         due = None
         if ending.outcome is Outcome.UNKNOWN_TASK:
-            due = time.time() + self._parking_time(execution.delivery.deliveries)
+            due = execution.records.now() + self._parking_time(execution.delivery.deliveries)
         await self._settler.settle(
             Settlement(
                 execution.delivery.tag,

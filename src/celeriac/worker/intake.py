@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import time
 from collections.abc import Awaitable, Callable, Iterable, Sequence
 from typing import Any, TypeVar
 
@@ -138,7 +137,7 @@ class Intake:
                 Transition(
                     task_id=error.task_id,
                     state=states.FAILURE,
-                    at=time.time(),
+                    at=self._records.now(),
                     name=error.task,
                     queue=delivery.queue,
                     worker=self._hostname,

@@ -12,6 +12,7 @@ from celeriac.coalesce import Coalescer
 from celeriac.errors import StoreUnavailable
 from celeriac.stores.base import Store
 from celeriac.stores.records import EventDraft, Transition
+from celeriac.timing import Now, system_now
 
 __all__ = ["RecordWriter"]
 
@@ -24,9 +25,10 @@ _BACKOFF = (0.05, 2.0)
 
 
 class RecordWriter:
-    """Writes transitions and events. What one task writes stays in order."""
+    """Writes transitions and events. What one task writes stays in order. ``now`` is the time that they bear."""
 
-    def __init__(self, store: Store) -> None:
+    def __init__(self, store: Store, now: Now = system_now) -> None:
+        self.now = now
         self._store = store
         #: Whether the store records anything: if not, there is no need to prepare what it would throw away.
         self.recording = store.records

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from datetime import UTC, datetime
-
 from celery import states
 from celery.exceptions import NotRegistered, TaskRevokedError, WorkerLostError
 from kombu.message import Message as KombuMessage
@@ -26,7 +24,7 @@ def refusal_of(execution: Execution, *, revoked: bool, delivery_limit: int) -> E
     """
     if revoked:
         return _ended(Outcome.REVOKED, states.REVOKED, TaskRevokedError("revoked"))
-    if execution.message.expires is not None and execution.message.expires <= datetime.now(UTC):
+    if execution.has_expired:
         return _ended(Outcome.EXPIRED, states.REVOKED, TaskRevokedError("expired"))
     if execution.task is None:
         unknown = NotRegistered(execution.name)

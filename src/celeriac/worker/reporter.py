@@ -8,7 +8,6 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Awaitable, Callable, Sequence
-from datetime import UTC, datetime
 from typing import Any
 
 from celery import signals, states
@@ -77,7 +76,7 @@ class Reporter:
     async def announce_received(self, execution: Execution) -> None:
         """Celery's signal and event, for a task that will run: of others Celery tells the log alone."""
         message = execution.message
-        if execution.task is None or (message.expires and message.expires <= datetime.now(UTC)):
+        if execution.task is None or execution.has_expired:
             return
         if signals.task_received.receivers:
             request = ReceivedRequest(execution, self._consumer.app)

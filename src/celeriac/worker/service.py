@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-from collections.abc import Collection, Sequence
+from collections.abc import Callable, Collection, Sequence
 from typing import Any
 
 from celery.exceptions import TaskRevokedError
@@ -66,6 +66,8 @@ class Service:
         self._controller = controller
         self._consumer = consumer
         self._heartbeat_interval = heartbeat_interval
+        #: Says which queues to work on, if not those of the app.
+        self.asked_queues: Callable[[], Sequence[str]] | None = None
         self._mingles = mingles
         self.pool = controller.pool
         self.held = Held()
@@ -89,7 +91,7 @@ class Service:
         self.rates = Rates(self.slots, disabled=bool(self._controller.disable_rate_limits))
         self.actions.on_rate_limit(None)
         self._leases = LeaseKeeper(self.app._connections.make_broker, connection.broker.lease, self._on_lost)
-        self._records = RecordWriter(connection.store)
+        self._records = RecordWriter(connection.store, self.app._connections.now)
         self._settler = Settler(connection.broker, self._leases.release)
         self.reporter = Reporter(self._consumer)
         self.executor = Executor(
@@ -180,7 +182,14 @@ class Service:
 
     def queues(self) -> Sequence[str]:
         """The names of the queues that the worker consumes from, as of now."""
+        if self.asked_queues is not None:
+            return self.asked_queues()
         return list(self.app.amqp.queues.consume_from)
+
+    @property
+    def runners(self) -> Collection[asyncio.Task[None]]:
+        """What works on deliveries now, a task of the loop for each."""
+        return self._runners
 
     def _bindings(self) -> list[Binding]:
         queues = self.app.amqp.queues.consume_from.values()
