@@ -13,7 +13,7 @@ from celery.canvas import Signature
 from celery.exceptions import AlwaysEagerIgnored
 from kombu.utils.objects import cached_property
 
-from celeriac import compat
+from celeriac import blocking, compat
 from celeriac.arguments import ArgumentSchema
 from celeriac.calls import Call, NotNative, new_id
 from celeriac.canvas import enqueue_canvas
@@ -155,6 +155,8 @@ class Enqueues(celery.Celery):  # type: ignore[misc]
         the task does not end before the broker has confirmed."""
         plan = active_plan()
         if plan is None:
+            if asyncio._get_running_loop() is not None and not self.settings.broker_url.startswith("memory:"):
+                blocking.warn(name)
             return self._send(name, args, kwargs, *more, **options)
         options.update(zip(compat.SEND_TASK_OPTIONS, more, strict=False))
         task_id = options["task_id"] = options.get("task_id") or new_id()
