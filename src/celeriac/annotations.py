@@ -28,7 +28,7 @@ from pydantic_core import to_jsonable_python
 
 from celeriac.protocol import codec
 
-__all__ = ["ANY", "Converter", "converter_of", "resolve", "result_annotation", "signature_of"]
+__all__ = ["ANY", "Converter", "converter_of", "evaluate", "resolve", "result_annotation", "signature_of"]
 
 _logger = logging.getLogger(__name__)
 
@@ -138,15 +138,21 @@ def converter_of(annotation: Any) -> Converter:
 
 def resolve(annotation: Any, function: Callable[..., Any]) -> Any:
     """The annotation of a function's parameter without forward references, or ``Any`` when that cannot be."""
-    if annotation is inspect.Parameter.empty:
-        return Any
-    cells = zip(_code_of(function), getattr(function, "__closure__", None) or (), strict=False)
     try:
-        names = {name: cell.cell_contents for name, cell in cells}
-        holder = types.SimpleNamespace(__annotations__={"it": annotation})
-        return get_type_hints(holder, getattr(function, "__globals__", {}), names, include_extras=True)["it"]
+        return evaluate(annotation, function)
     except Exception:  # noqa: BLE001 - evaluating a user's annotation may raise anything
         return Any
+
+
+def evaluate(annotation: Any, function: Callable[..., Any]) -> Any:
+    """The annotation of a function's parameter without forward references. Raises whatever evaluating it raises."""
+    if annotation is inspect.Parameter.empty:
+        return Any
+    names: dict[str, Any] = {}
+    for name, cell in zip(_code_of(function), getattr(function, "__closure__", None) or (), strict=False):
+        names[name] = cell.cell_contents
+    holder = types.SimpleNamespace(__annotations__={"it": annotation})
+    return get_type_hints(holder, getattr(function, "__globals__", {}), names, include_extras=True)["it"]
 
 
 def result_annotation(function: Callable[..., Any], annotation: Any) -> Any:

@@ -22,7 +22,9 @@ from celeriac.stores.base import Store
 from celeriac.task import BoundTaskDecorator, Task, TaskDecorator
 
 if TYPE_CHECKING:
-    from fastapi import APIRouter, FastAPI
+    from fastapi import FastAPI
+
+    from celeriac.fastapi.router import TasksRouter
 
 __all__ = ["Celery"]
 
@@ -182,29 +184,31 @@ class Celery(Enqueues):
         dependencies: Sequence[Any] | None = None,
         owner: Any = None,
         insecure: bool = False,
+        records: bool = True,
         tags: Sequence[str] = ("tasks",),
         include_traceback: bool = False,
         heartbeat: float = 15.0,
         longest_wait: float = 60.0,
-    ) -> APIRouter:
-        """An ``APIRouter`` over the records: get, list, result, events (SSE), cancel, retry.
+    ) -> TasksRouter:
+        """An ``APIRouter`` over the records: get, list, result, events (SSE), cancel, retry; and its ``expose``.
 
         ``dependencies`` and ``owner`` are FastAPI's ``Depends(…)``: the first guard every route, the second tells
         whose tasks a caller may see. Cancel and retry answer 403 unless one of them is given, or ``insecure=True``.
-        ``heartbeat`` and ``longest_wait`` (of ``?wait=``) are seconds.
+        Without ``records`` there is only what is exposed. ``heartbeat`` and ``longest_wait`` (of ``?wait=``) are
+        seconds.
         """
-        build = symbol_by_name("celeriac.fastapi.router:build_router")
-        router = build(
+        router = symbol_by_name("celeriac.fastapi.router:TasksRouter")(
             self,
             dependencies=dependencies,
             owner=owner,
             insecure=insecure,
+            records=records,
             tags=tags,
             include_traceback=include_traceback,
             heartbeat=heartbeat,
             longest_wait=longest_wait,
         )
-        return cast("APIRouter", router)
+        return cast("TasksRouter", router)
 
     def install(self, app: FastAPI) -> None:
         """Add exception handlers: a broker or store that is gone is a 503, wrong arguments are a 422, no 500."""

@@ -15,7 +15,15 @@ from celery.result import ResultBase
 from kombu.exceptions import EncodeError
 from pydantic import ValidationError
 
-from celeriac.annotations import ANY, Converter, converter_of, resolve, result_annotation, signature_of
+from celeriac.annotations import (
+    ANY,
+    Converter,
+    converter_of,
+    evaluate,
+    resolve,
+    result_annotation,
+    signature_of,
+)
 from celeriac.errors import ConfigurationError, InvalidArguments
 
 __all__ = ["ArgumentSchema"]
@@ -36,6 +44,8 @@ class ArgumentSchema:
         self._function = function
         self._name = getattr(function, "__name__", type(function).__name__)
         self._return = signature.return_annotation
+        #: The parameters that a call may fill, in their order.
+        self.parameters = tuple(parameters)
         self._named = [
             each for each in parameters if each.kind not in (_Kind.VAR_POSITIONAL, _Kind.VAR_KEYWORD)
         ]
@@ -163,6 +173,16 @@ class ArgumentSchema:
             self._prepare()
         return self._result.load_result(value)
 
+    def annotation(self, parameter: inspect.Parameter) -> Any:
+        """What annotates a parameter, without forward references. Raises whatever evaluating it raises."""
+        return evaluate(parameter.annotation, inspect.unwrap(self._function))
+
+    @property
+    def result_type(self) -> Any:
+        """What annotates the result; ``Any`` when nothing does, or Python cannot resolve it."""
+        function = inspect.unwrap(self._function)
+        return result_annotation(function, resolve(self._return, function))
+
     def _prepare(self) -> None:
         function = inspect.unwrap(self._function)
 
@@ -174,7 +194,7 @@ class ArgumentSchema:
         # Without the positional-only ones, whose names are free for the variadic keyword arguments.
         self._by_name = {name: converters[name] for name in self._keywords}
         self._more, self._rest = converter(self._var_positional), converter(self._var_keyword)
-        self._result = converter_of(result_annotation(function, resolve(self._return, function)))
+        self._result = converter_of(self.result_type)
         self._prepared = True
 
     def _converters(self, args: Sequence[Any], kwargs: Mapping[str, Any]) -> Sequence[Converter]:

@@ -169,6 +169,12 @@ class Task(CeleryTask, Generic[P, R]):  # type: ignore[misc]
         if self.typing:
             serializer = options.get("serializer") or self.serializer
             args, kwargs = self.schema.prepare(tuple(args), dict(kwargs), serializer)
+        return await self.submit(args, kwargs, options)
+
+    async def submit(
+        self, args: Sequence[Any], kwargs: Mapping[str, Any], options: dict[str, Any]
+    ) -> TaskHandle[R]:
+        """As ``enqueue``, for arguments that its serializer takes as they are; ``schema.dump`` makes such."""
         if await runs_eagerly(self.app):
             return await self.run_eagerly(args, kwargs, options)
         handle: TaskHandle[R] = await self.app.submit(self.name, args, kwargs, options, self)

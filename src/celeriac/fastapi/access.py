@@ -19,8 +19,9 @@ __all__ = ["Access"]
 
 @dataclass(frozen=True, slots=True)
 class Access:
-    """The dependencies of the routes: whose tasks are listed, and the record of the path's ``task_id``."""
+    """The dependencies of the routes: who calls, whose tasks are listed, and the record of the path's ``task_id``."""
 
+    caller: Any
     list_owner: Any
     record: Any
 
@@ -39,7 +40,7 @@ class Access:
                 raise TaskNotFound(task_id=task_id)
             return found
 
-        return cls(list_owner, Depends(record))
+        return cls(caller, list_owner, Depends(record))
 
 
 def _caller(owner: Any) -> Any:

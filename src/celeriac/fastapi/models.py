@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from datetime import datetime
-from typing import Any, Self
+from typing import Any, Generic, Self, TypeVar
 
 from celery import states
 from pydantic import BaseModel, ConfigDict, Field
@@ -18,13 +18,19 @@ __all__ = [
     "Problem",
     "ProgressOut",
     "Retried",
+    "TaskAccepted",
+    "TaskLinks",
     "TaskOut",
     "TaskPage",
     "TaskPending",
     "TaskResult",
+    "TaskStatus",
     "TracedTaskOut",
     "error_of",
 ]
+
+
+T = TypeVar("T")
 
 
 class _Out(BaseModel):
@@ -121,6 +127,32 @@ class TaskPending(BaseModel):
 
     task_id: str
     state: str
+
+
+class TaskLinks(BaseModel):
+    """Where to ask about a task, as paths of this server; ``null`` for what is not there to be asked."""
+
+    status: str
+    events: str | None = None
+    cancel: str | None = None
+
+
+class TaskAccepted(BaseModel):
+    """A task that was enqueued."""
+
+    task_id: str
+    state: str
+    links: TaskLinks
+
+
+class TaskStatus(BaseModel, Generic[T]):
+    """How a task stands. ``result`` is what it returned, once it has succeeded."""
+
+    task_id: str
+    state: str = Field(description="One of Celery's states, or a state of the task's own.")
+    progress: ProgressOut | None = None
+    result: T | None = None
+    error: ErrorOut | None = Field(None, description="Why it is tried again, or was tried before.")
 
 
 class Cancelled(BaseModel):

@@ -1,9 +1,9 @@
-"""The route of a task's result, and the wait for it."""
+"""The route of a task's result, and the wait for it, which the routes of exposed tasks share."""
 
 from __future__ import annotations
 
 import asyncio
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 from celery import states
 from fastapi import APIRouter, Query, Request, Response
@@ -22,23 +22,35 @@ from celeriac.stores.records import TaskRecord
 if TYPE_CHECKING:
     from celeriac.app import Celery
 
-__all__ = ["LONGEST_WAIT", "add_result"]
+__all__ = ["LONGEST_WAIT", "RETRY_AFTER", "Wait", "add_result", "awaited", "problem_of_end", "responses"]
 
 LONGEST_WAIT = 60.0  # seconds
 
-_RESPONSES = {
-    202: {
-        "model": TaskPending,
-        "description": "The task has not finished yet; `Retry-After` says when to ask again.",
-        "headers": {"Retry-After": {"description": "Seconds.", "schema": {"type": "integer"}}},
-    },
-    **describe(
-        _404=UNKNOWN,
-        _409="The task was revoked; it may be retried.",
-        _424="The task failed: `exc_type` and `exc_message` say how.",
-        _503=UNAVAILABLE,
-    ),
-}
+#: When to ask again about a task that has not finished, as headers.
+RETRY_AFTER = {"Retry-After": "1"}
+
+#: ``?wait=``
+Wait = Annotated[
+    float,
+    Query(ge=0, le=LONGEST_WAIT, allow_inf_nan=False, description="Seconds to wait for the task to finish."),
+]
+
+
+def responses(pending: Any) -> dict[int | str, dict[str, Any]]:
+    """OpenAPI's ``responses`` of a route that answers how a task has ended, with this model for one that has not."""
+    return {
+        202: {
+            "model": pending,
+            "description": "The task has not finished yet; `Retry-After` says when to ask again.",
+            "headers": {"Retry-After": {"description": "Seconds.", "schema": {"type": "integer"}}},
+        },
+        **describe(
+            _404=UNKNOWN,
+            _409="The task was revoked; it may be retried.",
+            _424="The task failed: `exc_type` and `exc_message` say how.",
+            _503=UNAVAILABLE,
+        ),
+    }
 
 
 def add_result(
@@ -46,31 +58,36 @@ def add_result(
 ) -> None:
     """``GET /{task_id}/result``: what the task returned, waiting for it if asked to."""
 
-    @router.get("/{task_id}/result", response_model=TaskResult, responses=_RESPONSES)
+    @router.get("/{task_id}/result", response_model=TaskResult, responses=responses(TaskPending))
     async def get_task_result(
-        request: Request,
-        record: TaskRecord = access.record,
-        wait: Annotated[
-            float,
-            Query(
-                ge=0,
-                le=LONGEST_WAIT,
-                allow_inf_nan=False,
-                description="Seconds to wait for the task to finish.",
-            ),
-        ] = 0,
+        request: Request, record: TaskRecord = access.record, wait: Wait = 0
     ) -> TaskResult | Response:
         """What the task returned. With `wait`, the answer comes as soon as the task has finished."""
-        if not record.ready and (seconds := min(wait, longest_wait)) > 0:
-            record = await _finished(celery.store, record.id, request, seconds)
+        record = await awaited(celery.store, record, request, min(wait, longest_wait))
         if not record.ready:
             pending = TaskPending(task_id=record.id, state=record.state)
-            return JSONResponse(pending.model_dump(), 202, {"Retry-After": "1"})
-        if record.state == states.SUCCESS:
-            return TaskResult(task_id=record.id, state=record.state, result=record.result)
-        if record.state == states.REVOKED:
-            return revoked(record)
-        return failed(record, include_traceback=include_traceback)
+            return JSONResponse(pending.model_dump(), 202, RETRY_AFTER)
+        if problem := problem_of_end(record, include_traceback=include_traceback):
+            return problem
+        return TaskResult(task_id=record.id, state=record.state, result=record.result)
+
+
+async def awaited(store: Store, record: TaskRecord, request: Request, seconds: float) -> TaskRecord:
+    """The record once it is ready, or as it is after so many seconds."""
+    if record.ready or seconds <= 0:
+        return record
+    return await _finished(store, record.id, request, seconds)
+
+
+def problem_of_end(record: TaskRecord, *, include_traceback: bool) -> Response | None:
+    """The answer about a task that has ended, but not well."""
+    if record.state == states.SUCCESS:
+        return None
+    return (
+        revoked(record)
+        if record.state == states.REVOKED
+        else failed(record, include_traceback=include_traceback)
+    )
 
 
 async def _finished(store: Store, task_id: str, request: Request, seconds: float) -> TaskRecord:

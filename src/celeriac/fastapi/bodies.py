@@ -1,0 +1,119 @@
+"""A task's arguments as the body of a request, made from its signature."""
+
+from __future__ import annotations
+
+import inspect
+import types
+from collections.abc import Mapping
+from typing import Annotated, Any, Union, get_args, get_origin
+
+from fastapi import Body
+from pydantic import BaseModel, ConfigDict, Field, TypeAdapter, create_model
+from pydantic.errors import PydanticInvalidForJsonSchema, PydanticUserError
+
+from celeriac.errors import ConfigurationError
+from celeriac.task import Task
+
+__all__ = ["CallBody"]
+
+_Kind = inspect.Parameter
+_VARIADIC: Mapping[Any, str] = {_Kind.VAR_POSITIONAL: "*", _Kind.VAR_KEYWORD: "**"}
+
+
+class CallBody:
+    """The body of the requests that call a task.
+
+    A task that takes one pydantic model takes it as the body. The arguments of any other are the fields of one model,
+    under their own names; unknown ones are refused, as they are in any other call.
+
+    Raises ConfigurationError for a parameter that no JSON can fill.
+    """
+
+    def __init__(self, task: Task[..., Any]) -> None:
+        self._parameters = task.schema.parameters
+        annotations = {each.name: _annotation(task, each) for each in self._parameters}
+        self._whole = len(annotations) == 1 and _is_model(*annotations.values())
+        #: ``body`` for the signature of an endpoint; ``None`` for a task that takes nothing.
+        self.parameter: inspect.Parameter | None = None
+        self._names: Mapping[str, str] = {}
+        if self._whole:
+            (only,) = self._parameters
+            self.parameter = _endpoint_parameter(annotations[only.name], only.default)
+        elif self._parameters:
+            # Under names of ours: a parameter may be called what a model must not have as a field.
+            self._names = {f"argument_{index}": name for index, name in enumerate(annotations)}
+            model = self._model(task, annotations)
+            optional = all(each.default is not _Kind.empty for each in self._parameters)
+            default = Body(default_factory=model) if optional else _Kind.empty
+            self.parameter = _endpoint_parameter(model, default)
+
+    def arguments(self, body: Any) -> tuple[list[Any], dict[str, Any]]:
+        """The call that a body asks for; what it leaves out is left out of the call."""
+        if self._whole:
+            given = {self._parameters[0].name: body}
+        else:
+            fields = body.model_fields_set if isinstance(body, BaseModel) else ()
+            given = {self._names[field]: getattr(body, field) for field in self._names if field in fields}
+        only_positional = [each for each in self._parameters if each.kind is _Kind.POSITIONAL_ONLY]
+        while only_positional and only_positional[-1].name not in given:
+            only_positional.pop()
+        return [given.pop(each.name, each.default) for each in only_positional], given
+
+    def place(self, location: tuple[str | int, ...]) -> tuple[str | int, ...]:
+        """Where in the request that is which is at ``location`` in the arguments."""
+        return ("body", *(location[1:] if self._whole else location))
+
+    def _model(self, task: Task[..., Any], annotations: Mapping[str, Any]) -> type[BaseModel]:
+        fields: dict[str, Any] = {}
+        for field, parameter in zip(self._names, self._parameters, strict=True):
+            default = ... if parameter.default is _Kind.empty else parameter.default
+            alias = parameter.name
+            info = Field(default, alias=alias, validation_alias=alias, serialization_alias=alias)
+            fields[field] = (annotations[alias], info)
+        words = task.name.rpartition(".")[2].split("_")
+        return create_model(
+            "".join(word[:1].upper() + word[1:] for word in words) + "Arguments",
+            __config__=ConfigDict(extra="forbid"),
+            __doc__=f"The arguments of the task {task.name}.",
+            __module__=task.function.__module__,
+            **fields,
+        )
+
+
+def _endpoint_parameter(annotation: Any, default: Any) -> inspect.Parameter:
+    return _Kind("body", _Kind.KEYWORD_ONLY, annotation=annotation, default=default)
+
+
+def _annotation(task: Task[..., Any], parameter: inspect.Parameter) -> Any:
+    """The annotation of a parameter that a body can fill. Raises ConfigurationError for any other."""
+    where = (
+        f"{task.name} cannot be exposed: its parameter {_VARIADIC.get(parameter.kind, '')}{parameter.name}"
+    )
+    if parameter.kind in _VARIADIC:
+        raise ConfigurationError(
+            f"{where} has no place in a JSON body; take a list, a dict or a pydantic model instead."
+        )
+    try:
+        annotation = task.schema.annotation(parameter)
+    except Exception as exc:
+        raise ConfigurationError(
+            f"{where} is annotated with {parameter.annotation!r}, which cannot be resolved ({exc});"
+            " define it before the task is exposed, in the task's module."
+        ) from exc
+    try:
+        TypeAdapter(annotation).json_schema()
+    except (PydanticUserError, PydanticInvalidForJsonSchema) as exc:
+        raise ConfigurationError(
+            f"{where} is of a type that no JSON describes ({annotation!r});"
+            " make it a dependency or a TaskContext, or give it a type that pydantic knows."
+        ) from exc
+    return annotation
+
+
+def _is_model(annotation: Any) -> bool:
+    if get_origin(annotation) is Annotated:
+        return _is_model(get_args(annotation)[0])
+    if get_origin(annotation) in (Union, types.UnionType):
+        members = [each for each in get_args(annotation) if each is not types.NoneType]
+        return len(members) == 1 and _is_model(members[0])
+    return isinstance(annotation, type) and issubclass(annotation, BaseModel)
