@@ -20,6 +20,7 @@ from celeriac.maps import define_maps
 from celeriac.redis.urls import celery_url
 from celeriac.stores.base import Store
 from celeriac.task import BoundTaskDecorator, Task, TaskDecorator
+from celeriac.uploads.storage import Storage
 
 if TYPE_CHECKING:
     from fastapi import FastAPI
@@ -94,6 +95,14 @@ class Celery(Enqueues):
     def settings(self) -> config.Settings:
         """What celeriac has read from the configuration, validated. Raises ConfigurationError."""
         return config.Settings.from_conf(self.conf)
+
+    @cached_property
+    def uploads(self) -> Storage:
+        """The storage of the files that tasks are called with, of the settings ``celeriac_upload_…``."""
+        settings = self.settings
+        return Storage(
+            settings.upload_url, limit=settings.upload_limit, options=settings.upload_storage_options
+        )
 
     # -- tasks ---------------------------------------------------------------------------------------------------
 

@@ -25,6 +25,7 @@ from celeriac.annotations import (
     signature_of,
 )
 from celeriac.errors import ConfigurationError, InvalidArguments
+from celeriac.files import FileConverter, converter_for
 
 __all__ = ["ArgumentSchema"]
 
@@ -125,7 +126,7 @@ class ArgumentSchema:
         Raises:
             InvalidArguments: As :meth:`dump` does; for pickle, only when the call does not fit the signature.
         """
-        if serializer != "pickle":
+        if serializer != "pickle" or self.takes_files:
             return self.dump(args, kwargs)
         self._converters(args, kwargs)
         return args, kwargs
@@ -148,6 +149,27 @@ class ArgumentSchema:
             named.update(zip(self._positional[leading:], positional[leading:], strict=False))
             del positional[leading:]
         return tuple(positional), named
+
+    @property
+    def takes_files(self) -> bool:
+        """Whether an argument may be a file, ``UploadFile`` or ``bytes``."""
+        if not self._prepared:
+            self._prepare()
+        return self._takes_files
+
+    def map_files(
+        self, args: Sequence[Any], kwargs: Mapping[str, Any], change: Callable[[FileConverter, Any], Any]
+    ) -> tuple[list[Any], dict[str, Any]]:
+        """The arguments, with those changed that may be files. Raises InvalidArguments when the call does not fit."""
+
+        def changed(converter: Converter, value: Any) -> Any:
+            return change(converter, value) if isinstance(converter, FileConverter) else value
+
+        converters, by_name, rest = self._converters(args, kwargs), self._by_name, self._rest
+        return (
+            [changed(converter, value) for converter, value in zip(converters, args, strict=False)],
+            {name: changed(by_name.get(name, rest), value) for name, value in kwargs.items()},
+        )
 
     def dump_result(self, value: Any) -> Any:
         """What the function returned, as a JSON value: by the return annotation, or by its own type if it does not fit.
@@ -187,7 +209,7 @@ class ArgumentSchema:
         function = inspect.unwrap(self._function)
 
         def converter(parameter: _Kind | None) -> Converter:
-            return ANY if parameter is None else converter_of(resolve(parameter.annotation, function))
+            return ANY if parameter is None else converter_for(resolve(parameter.annotation, function))
 
         converters = {each.name: converter(each) for each in self._named}
         self._by_position = [converters[name] for name in self._positional]
@@ -195,6 +217,8 @@ class ArgumentSchema:
         self._by_name = {name: converters[name] for name in self._keywords}
         self._more, self._rest = converter(self._var_positional), converter(self._var_keyword)
         self._result = converter_of(self.result_type)
+        every = (*converters.values(), self._more, self._rest)
+        self._takes_files = any(isinstance(each, FileConverter) for each in every)
         self._prepared = True
 
     def _converters(self, args: Sequence[Any], kwargs: Mapping[str, Any]) -> Sequence[Converter]:

@@ -8,6 +8,7 @@ import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 from datetime import timedelta
+from pathlib import Path
 from typing import Any
 from urllib.parse import quote
 
@@ -91,6 +92,13 @@ OWN_DEFAULTS: dict[str, Any] = {
     "celeriac_propagate": (),
     # The HTTP header that a request's id comes in, and goes out in.
     "celeriac_request_id_header": "X-Request-ID",
+    # Where the files that tasks are called with wait for them: a folder, or what fsspec knows (``s3://bucket/prefix``).
+    # API and workers need the same.
+    "celeriac_upload_url": "celery-uploads",
+    # Bytes that the files of one call may have together; None means no limit.
+    "celeriac_upload_limit": 100_000_000,
+    # What fsspec's file system takes besides: credentials, endpoints, …
+    "celeriac_upload_storage_options": {},
 }
 
 
@@ -181,6 +189,9 @@ class Settings:
     validate_arguments: bool
     propagate: tuple[str, ...]
     request_id_header: str
+    upload_url: str
+    upload_limit: int | None
+    upload_storage_options: Mapping[str, Any]
     connection_retry: bool
     connection_retry_on_startup: bool
     connection_max_retries: int | None
@@ -217,6 +228,9 @@ class Settings:
             validate_arguments=bool(conf.celeriac_validate_arguments),
             propagate=_paths("celeriac_propagate", conf.celeriac_propagate),
             request_id_header=_header("celeriac_request_id_header", conf.celeriac_request_id_header),
+            upload_url=_upload_url(conf.celeriac_upload_url),
+            upload_limit=_upload_limit(conf.celeriac_upload_limit),
+            upload_storage_options=_upload_options(conf.celeriac_upload_storage_options),
             connection_retry=bool(conf.broker_connection_retry),
             connection_retry_on_startup=bool(conf.broker_connection_retry_on_startup),
             # Celery takes 0 for "no limit", too.
@@ -224,6 +238,23 @@ class Settings:
             transport_options=options,
             result_transport_options=_result_options(conf),
         )
+
+
+def _upload_url(url: Any) -> str:
+    if not isinstance(url, (str, os.PathLike)) or not str(url).strip():
+        raise ConfigurationError(f"celeriac_upload_url must be a folder or a URL of fsspec's, not {url!r}.")
+    # A relative folder is where the process was started, whatever folder it changes to.
+    return str(url) if "://" in str(url) or "::" in str(url) else str(Path(url).absolute())
+
+
+def _upload_limit(limit: Any) -> int | None:
+    return None if limit is None else int(_number("celeriac_upload_limit", limit, minimum=1))
+
+
+def _upload_options(options: Any) -> Mapping[str, Any]:
+    if not isinstance(options, Mapping):
+        raise ConfigurationError(f"celeriac_upload_storage_options must be a dictionary, not {options!r}.")
+    return options
 
 
 def _check_result_serializer(name: str) -> None:

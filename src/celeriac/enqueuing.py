@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import warnings
 from collections.abc import Mapping, Sequence
+from contextlib import nullcontext
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
@@ -19,16 +20,20 @@ from celeriac.calls import Call, NotNative, new_id
 from celeriac.canvas import enqueue_canvas
 from celeriac.connection import Connections
 from celeriac.eager import runs_eagerly
-from celeriac.errors import ConfigurationError, PublishTimeout
+from celeriac.errors import ConfigurationError, PublishTimeout, UploadGone
+from celeriac.files import pending_in, refuse_open_files
 from celeriac.handle import TaskHandle
 from celeriac.planning import NoProducer, active_plan
 from celeriac.propagation import Propagation
 from celeriac.stores.base import Store
 from celeriac.stores.records import TaskRecord
 from celeriac.task import Task
+from celeriac.uploads.reference import PendingUpload, Reference, references_in
+from celeriac.uploads.storage import Spooled
 
 if TYPE_CHECKING:
     from celeriac.config import Settings
+    from celeriac.uploads.storage import Storage
 
 __all__ = ["Enqueues"]
 
@@ -44,6 +49,8 @@ class Enqueues(celery.Celery):  # type: ignore[misc]
         def settings(self) -> Settings: ...
         @property
         def store(self) -> Store: ...
+        @property
+        def uploads(self) -> Storage: ...
 
     @cached_property
     def propagation(self) -> Propagation:
@@ -77,7 +84,7 @@ class Enqueues(celery.Celery):  # type: ignore[misc]
             warnings.warn(
                 AlwaysEagerIgnored("task_always_eager has no effect on tasks by name"), stacklevel=2
             )
-        return await self.submit(name, args, kwargs, options, registered)
+        return await self.submit(name, args, kwargs, options, registered, _files(registered, args, kwargs))
 
     async def enqueue_many(
         self, signatures: Sequence[Any], *, deadline: float | None = None
@@ -90,6 +97,7 @@ class Enqueues(celery.Celery):  # type: ignore[misc]
             return [await self.enqueue(signature) for signature in signatures]
         connection = await self._connections.here()
         calls: list[Call] = []
+        files: list[Spooled] = []
         handles: list[TaskHandle[Any]] = []
         for signature in signatures:
             if not compat.is_plain_signature(signature):
@@ -106,8 +114,10 @@ class Enqueues(celery.Celery):  # type: ignore[misc]
                     f"enqueue_many cannot publish {name} by a connection of its own, nor by protocol 1; use enqueue."
                 ) from None
             calls.append(call)
+            files += [(call.task_id, each) for each in _files(registered, args, kwargs)]
             handles.append(self._handle(call.task_id, registered))
-        await connection.publisher.publish_many(calls, deadline)
+        async with self.uploads.holding(files) if files else nullcontext():
+            await connection.publisher.publish_many(calls, deadline)
         return handles
 
     async def submit(
@@ -117,15 +127,25 @@ class Enqueues(celery.Celery):  # type: ignore[misc]
         kwargs: Mapping[str, Any],
         options: dict[str, Any],
         task: Any = None,
+        files: Sequence[PendingUpload] = (),
     ) -> TaskHandle[Any]:
-        """Publish a call whose arguments are what its serializer takes; what ``task.enqueue`` ends in."""
+        """Publish a call whose arguments are what its serializer takes; what ``task.enqueue`` ends in.
+
+        ``files`` are those among the arguments whose content is to be stored before.
+        """
         connection = self._connections.current() or await self._connections.here()
         deadline = options.pop("deadline", None)
         try:
             call = connection.calls.build(name, args, kwargs, options)
         except NotNative:
+            if files:
+                refuse_open_files(name, args, kwargs)
             return await self._send_synchronously(name, args, kwargs, options, deadline, task)
-        await connection.publisher.publish(call, deadline)
+        if files:
+            async with self.uploads.holding([(call.task_id, each) for each in files]):
+                await connection.publisher.publish(call, deadline)
+        else:
+            await connection.publisher.publish(call, deadline)
         if options.get("add_to_parent", True):
             compat.trail(call.task_id)
         return self._handle(call.task_id, task)
@@ -186,10 +206,12 @@ class Enqueues(celery.Celery):  # type: ignore[misc]
     async def replay(self, record: TaskRecord) -> TaskHandle[Any]:
         """Enqueue a task that has ended once more, under the same id, with the arguments of its record.
 
-        Raises ConfigurationError when the record does not say what to run.
+        Raises ConfigurationError when the record does not say what to run, and UploadGone when it was sent files, which
+        are deleted after the last attempt.
         """
         if record.name is None or record.args is None:
             raise ConfigurationError(f"The record of {record.id} has no name or arguments to run it with.")
+        await self._require_files(record)
         connection = await self._connections.here()
         options: dict[str, Any] = {
             "task_id": record.id,
@@ -201,6 +223,17 @@ class Enqueues(celery.Celery):  # type: ignore[misc]
         call = connection.calls.build(record.name, record.args, record.kwargs or {}, options)
         await connection.publisher.replay(call, record)
         return self._handle(record.id)
+
+    async def _require_files(self, record: TaskRecord) -> None:
+        task = self._registered(record.name or "")
+        if isinstance(task, Task) and task.schema.takes_files:
+            found = references_in(*(record.args or ()), *(record.kwargs or {}).values())
+            missing = await self.uploads.missing(record.id, map(Reference.parse, found))
+            if missing:
+                raise UploadGone(
+                    f"The task cannot run again: its upload {missing[0].filename or missing[0].key!r} was deleted"
+                    " after its last attempt."
+                )
 
     def _registered(self, name: str) -> Any:
         self.finalize(auto=True)
@@ -218,3 +251,10 @@ class Enqueues(celery.Celery):  # type: ignore[misc]
     def _handle(self, task_id: str, task: Any = None) -> TaskHandle[Any]:
         schema: ArgumentSchema | None = task.schema if isinstance(task, Task) else None
         return TaskHandle(task_id, lambda: self.store, schema.load_result if schema else None)
+
+
+def _files(task: Any, args: Sequence[Any], kwargs: Mapping[str, Any]) -> Sequence[PendingUpload]:
+    """The files in a call of a task that this process has."""
+    if isinstance(task, Task) and task.typing and task.schema.takes_files:
+        return pending_in(args, kwargs)
+    return ()

@@ -12,6 +12,10 @@
     ├── MalformedMessage              bytes that are no Celery message
     │   └── ContentDisallowed         a content type outside accept_content
     ├── InvalidArguments              a call that does not fit the task's signature
+    ├── UploadError
+    │   ├── UploadTooLarge            more bytes than celeriac_upload_limit
+    │   ├── UploadGone                its content is not in the storage, or not any more
+    │   └── StorageUnavailable        the storage of uploads is gone, full, refusing
     └── TaskError
         ├── TaskNotFound              an id without a record
         ├── ResultTimeout             not ready in time
@@ -37,12 +41,16 @@ __all__ = [
     "MalformedMessage",
     "PublishTimeout",
     "ResultTimeout",
+    "StorageUnavailable",
     "StoreError",
     "StoreUnavailable",
     "TaskError",
     "TaskFailed",
     "TaskNotFound",
     "TaskRevoked",
+    "UploadError",
+    "UploadGone",
+    "UploadTooLarge",
 ]
 
 
@@ -110,6 +118,22 @@ class InvalidArguments(CeleriacError, TypeError, ValueError):
     def __init__(self, message: str | None = None, errors: list[Any] | None = None) -> None:
         super().__init__(message)
         self.errors: list[Any] = errors or []
+
+
+class UploadError(CeleriacError):
+    """Something about a file that a task is called with."""
+
+
+class UploadTooLarge(UploadError, ValueError):
+    """The upload is larger than celeriac_upload_limit allows."""
+
+
+class UploadGone(UploadError, LookupError):
+    """The content of the upload is not in the storage any more."""
+
+
+class StorageUnavailable(UploadError, ConnectionError):
+    """The storage of uploads cannot be used."""
 
 
 class TaskError(CeleriacError):

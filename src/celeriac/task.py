@@ -6,6 +6,7 @@ import functools
 import inspect
 from collections.abc import AsyncGenerator, AsyncIterator, Callable, Coroutine, Mapping, Sequence
 from datetime import datetime, timedelta
+from functools import partial
 from typing import (
     TYPE_CHECKING,
     Any,
@@ -24,6 +25,7 @@ from celery.canvas import Signature
 
 from celeriac.arguments import ArgumentSchema
 from celeriac.autoretry import retries_itself, retrying
+from celeriac.calls import new_id
 from celeriac.compat import (
     RequestStack,
     current_execution,
@@ -33,7 +35,9 @@ from celeriac.compat import (
 )
 from celeriac.context import TaskContext, context_parameters
 from celeriac.eager import EagerExecution, EagerHandle, run_apart, run_to_end, runs_eagerly
+from celeriac.files import pending_in, refuse_open_files
 from celeriac.handle import TaskHandle
+from celeriac.opening import opened_here
 from celeriac.propagation import owned
 
 if TYPE_CHECKING:
@@ -177,7 +181,9 @@ class Task(CeleryTask, Generic[P, R]):  # type: ignore[misc]
         """As ``enqueue``, for arguments that its serializer takes as they are; ``schema.dump`` makes such."""
         if await runs_eagerly(self.app):
             return await self.run_eagerly(args, kwargs, options)
-        handle: TaskHandle[R] = await self.app.submit(self.name, args, kwargs, options, self)
+        schema = self._schema  # worked out by now, unless nothing is checked
+        files = pending_in(args, kwargs) if schema is not None and schema.takes_files else ()
+        handle: TaskHandle[R] = await self.app.submit(self.name, args, kwargs, options, self, files)
         return handle
 
     async def run_eagerly(
@@ -188,9 +194,14 @@ class Task(CeleryTask, Generic[P, R]):  # type: ignore[misc]
         Raises what the task raises, with ``task_eager_propagates``.
         """
         known = {key: value for key, value in options.items() if key not in ("owner", "deadline")}
-        with owned(options):
-            ended = await run_apart(super().apply_async, (tuple(args), dict(kwargs)), known)
+        call = partial(run_apart, super().apply_async, (tuple(args), dict(kwargs)), known)
         schema = self.schema
+        with owned(options):
+            if schema.takes_files and (files := pending_in(args, kwargs)):
+                known["task_id"] = known.get("task_id") or new_id()
+                ended = await self.app.uploads.lend([(known["task_id"], each) for each in files], call)
+            else:
+                ended = await call()
         return EagerHandle(ended, lambda value: schema.load_result(schema.dump_result(value)))
 
     def __call__(self, *args: P.args, **kwargs: P.kwargs) -> Any:
@@ -209,6 +220,12 @@ class Task(CeleryTask, Generic[P, R]):  # type: ignore[misc]
 
     def _call_as_message(self, request: Any, args: Any, kwargs: Any) -> Any:
         """Call the function as our worker does: with arguments that came as JSON, for a result that goes as JSON."""
+        if self.schema.takes_files:
+            with opened_here(self.app.uploads.place, self.schema, request.id, args, kwargs) as (args, kwargs):
+                return self._call_with(request, args, kwargs)
+        return self._call_with(request, args, kwargs)
+
+    def _call_with(self, request: Any, args: Any, kwargs: Any) -> Any:
         validated = self.typing and self.app.settings.validate_arguments
         if validated and not self.is_pydantics:
             args, kwargs = self.schema.load(args, kwargs)
@@ -297,6 +314,8 @@ class Task(CeleryTask, Generic[P, R]):  # type: ignore[misc]
         if self.typing:
             serializer = options.get("serializer") or self.serializer
             args, kwargs = self.schema.prepare(tuple(args or ()), dict(kwargs or {}), serializer)
+            if self.schema.takes_files:
+                refuse_open_files(self.name, args, kwargs)
         return super().apply_async(args, kwargs, task_id, **options)
 
     def signature_from_request(self, request: Any = None, *args: Any, **kwargs: Any) -> Signature:

@@ -19,6 +19,7 @@ from kombu.exceptions import EncodeError
 from celeriac.brokers.base import Settlement
 from celeriac.calls import Call, CallBuilder, NotNative
 from celeriac.compat import enter_execution, pop_task, push_task
+from celeriac.files import kept
 from celeriac.protocol.codec import dumps
 from celeriac.protocol.settlement import Action, Outcome, decide
 from celeriac.publisher import signal_after, signal_before
@@ -33,6 +34,7 @@ from celeriac.worker.reporter import Perform, Reporter
 from celeriac.worker.settler import Settler
 from celeriac.worker.successors import Successors
 from celeriac.worker.threads import TaskThread, TaskThreads
+from celeriac.worker.uploads import files_of, keeps_files
 
 __all__ = ["Executor"]
 
@@ -76,9 +78,11 @@ class Executor:
         if done:
             await self._repeat_end(execution)
             return
+        profile: TaskProfile | None = None
         ending = refusal_of(execution, revoked=revoked, delivery_limit=self._delivery_limit)
         if ending is None:
-            ending = await self._run(execution, self._profile_of(execution.task))
+            profile = self._profile_of(execution.task)
+            ending = await self._run(execution, profile)
             if ending is None:
                 return
         else:
@@ -87,7 +91,10 @@ class Executor:
                 await self._successors.after_failure(execution, ending)
         if execution.planned:  # by handlers, errbacks, receivers
             await self._finish_late_plans(execution)
-        await self._settle(execution, ending)
+        if profile is not None and profile.files is None:
+            await self._settle(execution, ending)
+        else:
+            await self._settle_with_files(execution, ending)
         for call in ending.retries:
             signal_after(call)
         self._reporter.ended(execution, ending)
@@ -104,7 +111,7 @@ class Executor:
             await self._finish_late_plans(execution)
         exhausted = execution.delivery.deliveries > self._delivery_limit
         outcome = Outcome.EXHAUSTED if exhausted else Outcome.SUCCEEDED
-        await self._settle(execution, Ending(outcome, None, reason="its record has ended"))
+        await self._settle_with_files(execution, Ending(outcome, None, reason="its record has ended"))
 
     async def _run(self, execution: Execution, profile: TaskProfile) -> Ending | None:
         """Call the function, and conclude; ``None`` when the message is somebody else's by now."""
@@ -168,7 +175,7 @@ class Executor:
         ending = ending_of(execution.stop or WorkerLostError("abandoned"))
         await self._record(execution, ending)
         await self._successors.after_failure(execution, ending)
-        await self._settle(execution, ending)
+        await self._settle_with_files(execution, ending)
         self._reporter.ended(execution, ending)
 
     def _profile_of(self, task: Any) -> TaskProfile:
@@ -238,9 +245,11 @@ class Executor:
                 continue
             except (TypeError, EncodeError):
                 # ``self.retry(args=…)`` may bring what ``enqueue`` takes, and the serializer does not.
-                signature.args, signature.kwargs = execution.task.schema.dump(
-                    signature.args, signature.kwargs
-                )
+                schema = execution.task.schema
+                args, kwargs = schema.dump(signature.args, signature.kwargs)
+                if schema.takes_files:
+                    args, kwargs = schema.map_files(args, kwargs, lambda _, value: kept(value))
+                signature.args, signature.kwargs = args, kwargs
                 call = self._calls.build_retry(signature)
             signal_before(call)
             calls.append(call)
@@ -269,16 +278,24 @@ class Executor:
         await self._settler.settle(Settlement(execution.delivery.tag, Action.ACKNOWLEDGE))
         execution.acknowledged = True
 
-    async def _settle(self, execution: Execution, ending: Ending) -> None:
+    async def _settle_with_files(self, execution: Execution, ending: Ending) -> None:
+        """Settle, and delete the task's files if that was its last attempt; not sooner: a crash repeats it."""
+        files = files_of(execution)
+        action = await self._settle(execution, ending, confirmed=bool(files))
+        if files and not keeps_files(execution, ending, action):
+            await execution.task.app.uploads.discard(execution.id, files)
+
+    async def _settle(self, execution: Execution, ending: Ending, *, confirmed: bool = False) -> Action:
+        """End the delivery, and return how; with ``confirmed`` when the broker has taken it."""
         profile = self._profiles.get(execution.name)
         if execution.acknowledged:
             if ending.retries:
                 await self._settler.publish([call.publication for call in ending.retries])
-            return
+            return Action.ACKNOWLEDGE
         action = decide(ending.outcome, profile.acks if profile else None)
-        if action is Action.ACKNOWLEDGE and not ending.retries:
+        if action is Action.ACKNOWLEDGE and not ending.retries and not confirmed:
             await self._settler.acknowledge(execution.delivery.tag)
-            return
+            return action
         due = None
         if ending.outcome is Outcome.UNKNOWN_TASK:
             due = execution.records.now() + self._parking_time(execution.delivery.deliveries)
@@ -292,6 +309,7 @@ class Executor:
                 publications=tuple(call.publication for call in ending.retries),
             )
         )
+        return action
 
     def _parking_time(self, deliveries: int) -> float:
         """Seconds until a message of an unknown task is offered again: doubling, and the grace period in all."""

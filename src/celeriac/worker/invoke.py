@@ -26,7 +26,18 @@ async def invoke(execution: Execution, profile: TaskProfile, thread: TaskThread 
 
     A ``def`` task brings its thread.
     """
-    args, kwargs = _arguments(execution, profile)
+    message = execution.message
+    if profile.files is None:
+        return await _call_with(execution, profile, thread, message.args, message.kwargs)
+    async with profile.files.opened(execution) as (args, kwargs):
+        return await _call_with(execution, profile, thread, args, kwargs)
+
+
+async def _call_with(
+    execution: Execution, profile: TaskProfile, thread: TaskThread | None, args: Any, kwargs: Any
+) -> Any:
+    """Call the function with the arguments that travelled, loaded."""
+    args, kwargs = _loaded(execution, profile, args, kwargs)
     limits = _limits(execution, profile)
     if thread is not None:
         value = await thread.run(profile.call, args, kwargs, limits)
@@ -37,10 +48,9 @@ async def invoke(execution: Execution, profile: TaskProfile, thread: TaskThread 
     return await run_coroutine(execution, _call(execution, profile, args, kwargs), limits)
 
 
-def _arguments(execution: Execution, profile: TaskProfile) -> tuple[Any, Any]:
+def _loaded(execution: Execution, profile: TaskProfile, args: Any, kwargs: Any) -> tuple[Any, Any]:
     if execution.stop is not None:
         raise execution.stop
-    args, kwargs = execution.message.args, execution.message.kwargs
     if profile.loads_arguments and profile.schema is not None:
         args, kwargs = profile.schema.load(args, kwargs)
     if profile.context:

@@ -13,6 +13,7 @@ from celeriac.compat import RequestStack, has_custom
 from celeriac.context import context_parameters
 from celeriac.protocol.settlement import AckSettings
 from celeriac.task import Task
+from celeriac.worker.uploads import TaskFiles
 
 __all__ = ["Kind", "TaskProfile"]
 
@@ -38,6 +39,7 @@ class TaskProfile:
         "before_start",
         "call",
         "context",
+        "files",
         "handled",
         "kind",
         "loads_arguments",
@@ -76,6 +78,9 @@ class TaskProfile:
         # With ``pydantic=True`` the function is in a wrapper of Celery's, which does that.
         self.loads_arguments = self.schema is not None and not task.is_pydantics
         self.context = context_parameters(function)
+        self.files: TaskFiles | None = None
+        if isinstance(task, Task) and task.schema.takes_files:
+            self.files = TaskFiles(task.schema, task.app.uploads)
         self.acks = AckSettings(
             acks_late=bool(task.acks_late),
             acks_on_failure=bool(task.acks_on_failure),

@@ -33,6 +33,7 @@ from celeriac.worker.reporter import Reporter
 from celeriac.worker.settler import Settler
 from celeriac.worker.shutdown import Shutdown
 from celeriac.worker.successors import Successors
+from celeriac.worker.uploads import sweep_regularly
 
 __all__ = ["Service"]
 
@@ -155,6 +156,7 @@ class Service:
         background = [
             asyncio.create_task(follow_cancellations(connection.store, self.held)),
             asyncio.create_task(trim(connection.store)),
+            asyncio.create_task(sweep_regularly(self.app, connection.store)),
             asyncio.create_task(self.shutdown.watch_celery()),
         ]
         autoscaler = getattr(self._controller, "autoscaler", None)

@@ -1,0 +1,1 @@
+"""Files that tasks are called with: kept in a storage, and sent as references."""
