@@ -219,9 +219,21 @@ class Celery(Enqueues):
         )
         return cast("TasksRouter", router)
 
+    def owned_by(self, dependency: Any) -> Any:
+        """A ``Depends`` for an app, a router or a route: what its requests enqueue is whose the ``dependency`` names.
+
+        ``FastAPI(dependencies=[celery.owned_by(current_user_id)])``. The dependency gives a non-empty str, an int or a
+        UUID, or None for a request of nobody's; ``using(owner=…)`` wins.
+        """
+        return symbol_by_name("celeriac.fastapi.owners:owned_by")(dependency)
+
     def install(self, app: FastAPI) -> None:
-        """Add exception handlers: a broker or store that is gone is a 503, wrong arguments are a 422, no 500."""
-        symbol_by_name("celeriac.fastapi.errors:install")(self, app)
+        """Answer our errors as problems (a broker or store that is gone is a 503, wrong arguments are a 422), and give
+        each request an id that its tasks carry. A second time it does nothing.
+
+        Raises ConfigurationError once the app serves.
+        """
+        symbol_by_name("celeriac.fastapi.install:install")(self, app)
 
     # -- the worker ----------------------------------------------------------------------------------------------
 

@@ -14,7 +14,7 @@ from celeriac.stores.records import TaskRecord
 if TYPE_CHECKING:
     from celeriac.app import Celery
 
-__all__ = ["Access"]
+__all__ = ["Access", "name_of"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -47,14 +47,17 @@ def _caller(owner: Any) -> Any:
     given = owner if isinstance(owner, params.Depends) else Depends(owner)
 
     async def caller(owner: Any = given) -> str:
-        # None or "" would mean "whatever the owner" further down, which is everybody's tasks.
-        if isinstance(owner, (str, int, UUID)) and not isinstance(owner, bool) and str(owner):
-            return str(owner)
-        raise TypeError(
-            f"owner= must give a non-empty str, an int or a UUID for each request; it gave {owner!r}"
-        )
+        return name_of(owner)
 
     return caller
+
+
+def name_of(owner: Any) -> str:
+    """A caller's name, as records have it. Raises TypeError for what a dependency must not give."""
+    # None or "" would mean "whatever the owner" further down, which is everybody's tasks.
+    if isinstance(owner, (str, int, UUID)) and not isinstance(owner, bool) and str(owner):
+        return str(owner)
+    raise TypeError(f"owner= must give a non-empty str, an int or a UUID for each request; it gave {owner!r}")
 
 
 async def _anybody() -> None:

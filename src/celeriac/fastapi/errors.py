@@ -11,7 +11,7 @@ from __future__ import annotations
 import logging
 from collections.abc import Callable, Coroutine, Mapping
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from fastapi import FastAPI, Request, Response
 from fastapi.encoders import jsonable_encoder
@@ -22,15 +22,12 @@ from celeriac import errors
 from celeriac.fastapi.models import ErrorOut, Problem, error_of
 from celeriac.stores.records import TaskRecord
 
-if TYPE_CHECKING:
-    from celeriac.app import Celery
-
 __all__ = [
     "PROBLEM_JSON",
     "ProblemRoute",
+    "add_handlers",
     "describe",
     "failed",
-    "install",
     "problem",
     "problem_of",
     "revoked",
@@ -142,18 +139,18 @@ class ProblemRoute(APIRoute):
         return answer
 
 
-def install(celery: Celery, app: FastAPI) -> None:
+def add_handlers(app: FastAPI) -> None:
     """Let a whole app answer our errors as problems, so that its own routes need no ``try`` around ``enqueue``.
 
     An exception handler that the app already has for one of them stays.
     """
-
-    async def answer(request: Request, exc: Exception) -> Response:
-        answered = problem_of(exc)
-        if answered is None:
-            raise exc
-        return answered
-
     for kind in _KINDS:
         if kind not in app.exception_handlers:
-            app.add_exception_handler(kind, answer)
+            app.add_exception_handler(kind, _handle)
+
+
+async def _handle(_request: Request, exc: Exception) -> Response:
+    answered = problem_of(exc)
+    if answered is None:
+        raise exc
+    return answered

@@ -7,7 +7,6 @@ from fastapi import FastAPI, Request
 from fastapi.responses import PlainTextResponse
 
 from celeriac import errors
-from celeriac.fastapi.errors import install
 
 
 @pytest.mark.parametrize("path", ["", "/t1", "/t1/result", "/t1/events"])
@@ -49,7 +48,7 @@ async def test_installed_handlers_answer_for_a_whole_app(
     client: Any, celery: Any, error: Exception, status: int
 ) -> None:
     app = FastAPI()
-    install(celery, app)
+    celery.install(app)
 
     @app.get("/")
     async def fails() -> None:
@@ -64,7 +63,7 @@ async def test_installed_handlers_answer_for_a_whole_app(
 
 async def test_invalid_arguments_tell_what_is_wrong_and_not_what_was_passed(client: Any, celery: Any) -> None:
     app = FastAPI()
-    install(celery, app)
+    celery.install(app)
 
     @app.post("/")
     async def enqueue() -> None:
@@ -82,7 +81,7 @@ async def test_an_apps_own_handler_stays(client: Any, celery: Any) -> None:
         return PlainTextResponse("mine", 418)
 
     app = FastAPI(exception_handlers={errors.TaskNotFound: mine})
-    install(celery, app)
+    celery.install(app)
 
     @app.get("/")
     async def fails() -> None:
