@@ -171,6 +171,16 @@ class ArgumentSchema:
             {name: changed(by_name.get(name, rest), value) for name, value in kwargs.items()},
         )
 
+    def by_name(self, args: Sequence[Any], kwargs: Mapping[str, Any]) -> dict[str, Any]:
+        """A call's arguments by the names of their parameters; those that it leaves out have their defaults.
+
+        What goes into ``*args`` has its position for a name. The values stay as they are.
+        """
+        defaults = {each.name: each.default for each in self._named if each.default is not _Kind.empty}
+        named = dict(zip(self._positional, args, strict=False))
+        rest = {str(n): value for n, value in enumerate(args) if n >= len(self._positional)}
+        return {**defaults, **named, **rest, **kwargs}
+
     def dump_result(self, value: Any) -> Any:
         """What the function returned, as a JSON value: by the return annotation, or by its own type if it does not fit.
 

@@ -20,6 +20,7 @@
         ├── TaskNotFound              an id without a record
         ├── ResultTimeout             not ready in time
         ├── TaskFailed                the task raised; the record has the details
+        ├── StillRunning              a test waited for tasks that did not end
         └── TaskRevoked               cancelled, revoked or expired before it finished
 
 A class's docstring is its message when it is raised without one.
@@ -41,6 +42,7 @@ __all__ = [
     "MalformedMessage",
     "PublishTimeout",
     "ResultTimeout",
+    "StillRunning",
     "StorageUnavailable",
     "StoreError",
     "StoreUnavailable",
@@ -150,6 +152,10 @@ class TaskNotFound(TaskError, LookupError):
 
 class ResultTimeout(TaskError, celery_exceptions.TimeoutError, TimeoutError):  # type: ignore[misc]
     """The task was not ready in time; it goes on."""
+
+
+class StillRunning(TaskError, TimeoutError):
+    """Tasks that a test waited for did not end in time."""
 
 
 class TaskFailed(TaskError):

@@ -1,0 +1,242 @@
+"""What a test's tasks run on: queues, records and a clock in memory, and a worker on each event loop that asks."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator, Callable, Collection, Iterator
+from contextlib import asynccontextmanager, contextmanager
+from typing import Any, Literal
+from uuid import uuid4
+
+from celeriac.brokers.memory_queues import MemoryQueues
+from celeriac.brokers.memory_topology import MemoryTopology
+from celeriac.errors import StillRunning
+from celeriac.protocol.codec import loads
+from celeriac.stores.memory_records import MemoryRecords
+from celeriac.stores.records import Transition, describe_error
+from celeriac.testing.clock import Clock
+from celeriac.testing.compat import elsewhere
+from celeriac.testing.inline import StagedConnections
+from celeriac.testing.queues import ObservedQueues, ObservedRecords
+from celeriac.worker.embedded import run_embedded
+from celeriac.worker.service import Service
+
+__all__ = ["Mode", "Stage"]
+
+#: When tasks run: as soon as they are due, before ``enqueue`` returns, or when the test says so.
+Mode = Literal["worker", "inline", "held"]
+
+#: Slots of a worker: tasks that wait for others, inline, must not run out of them.
+_SLOTS = 1000
+
+#: Seconds of a lease: no worker dies here, and moving the clock must not take a task from the one that runs it.
+_LEASE = 100 * 366 * 86_400.0
+
+#: What a test's app has instead of its own settings.
+_SETTINGS: dict[str, Any] = {
+    "broker_transport": "celeriac-memory",
+    "broker_transport_options": {},
+    "broker_use_ssl": False,
+    "celeriac_lease": _LEASE,
+    # A test has nobody else who might know the task.
+    "celeriac_unknown_task_grace": 0.0,
+    "celeriac_shutdown_grace": 0.0,
+    "redis_backend_use_ssl": None,
+    "result_backend_transport_options": {},
+    "task_always_eager": False,
+    "worker_enable_remote_control": False,
+}
+
+
+class Stage:
+    """One app's tasks in memory, for one test.
+
+    ``timeout`` is how many seconds tasks may take. ``raise_errors``: whether whoever waits for tasks is told of their
+    failures.
+    """
+
+    def __init__(
+        self, celery: Any, app: Any, *, mode: Mode, raise_errors: bool, timeout: float, clock: Clock
+    ) -> None:
+        self.celery = celery
+        self.mode = mode
+        self.clock = clock
+        self.timeout = timeout
+        self.on_failure: Callable[[str], None] | None = None
+        self._app = app
+        self._raise_errors = raise_errors
+        self._failed: list[str] = []
+        self._open = mode != "held"
+        self.workers: list[tuple[asyncio.AbstractEventLoop, Service]] = []
+        self.queues = ObservedQueues(clock.now)
+        self.records = ObservedRecords(clock.now)
+        self.records.on_failure = self._note
+
+    @contextmanager
+    def set_up(self) -> Iterator[None]:
+        """Take the app from its servers, and give it back. Imports the app's modules: not for the event loop."""
+        name = f"test-{uuid4().hex}"
+        self.queues.share(name)
+        self.records.share(name)
+        url = f"memory://{name}"
+        settings = {**_SETTINGS, "broker_url": url, "result_backend": url}
+        run = self.wait_for if self.mode == "inline" else None
+        self.queues.retries_at_once = self.mode == "inline"
+        connections = StagedConnections(self.celery, self.clock.now, run)
+        try:
+            with elsewhere(self.celery, settings, connections, self.clock.now), self._beside_its_lifespan():
+                yield
+        finally:
+            for shared in (MemoryQueues, MemoryTopology, MemoryRecords):
+                shared.discard(name)
+
+    @contextmanager
+    def _beside_its_lifespan(self) -> Iterator[None]:
+        """Have a worker where the ASGI app's lifespan runs: it starts after it, and ends before it."""
+        if self._app is None:
+            yield
+            return
+        router = self._app.router
+        inner = router.lifespan_context
+
+        @asynccontextmanager
+        async def lifespan(app: Any) -> AsyncIterator[Any]:
+            async with inner(app) as state, self.worker_here():
+                yield state
+
+        router.lifespan_context = lifespan
+        try:
+            yield
+        finally:
+            router.lifespan_context = inner
+
+    @asynccontextmanager
+    async def worker_here(self) -> AsyncIterator[Service]:
+        """A worker on this loop; the one that is there, if there is one."""
+        loop = asyncio.get_running_loop()
+        for at, service in self.workers:
+            if at is loop:
+                yield service
+                return
+        async with (
+            self.celery,
+            run_embedded(self.celery, concurrency=_SLOTS, queues=self._queues_to_work_on) as service,
+        ):
+            entry = (loop, service)
+            self.workers.append(entry)
+            try:
+                yield service
+            finally:
+                self.workers.remove(entry)
+
+    def _queues_to_work_on(self) -> list[str]:
+        return list({**dict.fromkeys(self.celery.amqp.queues), **self.queues.names}) if self._open else []
+
+    async def idle(self) -> None:
+        """Wait until nothing that is due is left to do; where tasks are held, until none runs."""
+        unfinished = self.queues.unfinished if self._open else self.queues.running
+        await self._until(lambda: [draft.task_id for draft in unfinished()])
+        await self._raise_failures()
+
+    async def run_held(self) -> None:
+        """Let tasks run until nothing that is due is left to do."""
+        if self._open:
+            await self.idle()
+            return
+        self._open = True
+        try:
+            async with self.worker_here():
+                await self.idle()
+        finally:
+            self._open = False
+
+    async def wait_for(self, ids: Collection[str]) -> None:
+        """Wait until these tasks have run, or, without ids, until nothing that is due is left to do."""
+        async with self.worker_here():
+            if not ids:
+                await self.idle()
+                return
+            await self._until(
+                lambda: [draft.task_id for draft in self.queues.unfinished() if draft.task_id in ids],
+                runners=False,
+            )
+
+    async def advance(self, seconds: float) -> None:
+        """Move the clock, from one task that falls due to the next; each has ended before time goes on."""
+        target = self.clock.now() + seconds
+        if self._open:
+            await self.idle()
+            while (due := self.queues.next_task_due()) is not None and due <= target:
+                self.clock.set(due)
+                self.queues.wake()
+                await self.idle()
+        self.clock.set(target)
+        self.queues.wake()
+
+    async def _until(self, busy: Callable[[], list[str]], *, runners: bool = True) -> None:
+        """Wait until nobody is busy. Raises StillRunning."""
+        loop = asyncio.get_running_loop()
+        changed = asyncio.Event()
+
+        def tell() -> None:
+            loop.call_soon_threadsafe(changed.set)
+
+        stop = self.queues.listen(tell)
+        try:
+            async with asyncio.timeout(self.timeout):
+                while True:
+                    changed.clear()
+                    if busy():
+                        self._poke()
+                        await changed.wait()
+                    elif runners and (working := self._runners(loop)):
+                        await asyncio.wait(working)
+                    else:
+                        return
+        except TimeoutError:
+            raise StillRunning(self._complaint(busy())) from None
+        finally:
+            stop()
+
+    def _poke(self) -> None:
+        # A queue may be new, or may be worked on only now.
+        for loop, service in self.workers:
+            loop.call_soon_threadsafe(service.fetcher.look_again)
+
+    def _runners(self, loop: asyncio.AbstractEventLoop) -> set[asyncio.Task[None]]:
+        return {runner for at, service in self.workers if at is loop for runner in service.runners}
+
+    def _complaint(self, ids: Collection[str]) -> str:
+        running = {each.id: each for _, service in self.workers for each in service.held}
+        parts = [
+            f"{each.name}[{each.id}] still runs, after {each.runtime:.1f} s" for each in running.values()
+        ]
+        waiting = [
+            f"{draft.task}[{draft.task_id}] waits in the queue {draft.queue!r}"
+            for draft in self.queues.unfinished()
+            if draft.task_id in ids and draft.task_id not in running
+        ]
+        what = "; ".join([*parts, *waiting]) or "a worker has not finished"
+        return (
+            f"Within {self.timeout:g} s the tasks were not done: {what}. "
+            "If they need longer, give in_memory(…, timeout=…) more seconds."
+        )
+
+    def _note(self, step: Transition) -> None:
+        self._failed.append(step.task_id)
+        if self.on_failure is not None:
+            result = None if step.result is None else loads(step.result, "The result")
+            what = step.traceback or describe_error(result) or "Its result is ignored; the log has the error."
+            self.on_failure(f"{step.name}[{step.task_id}]\n{what}")
+
+    async def _raise_failures(self) -> None:
+        if self._raise_errors and self._failed:
+            failed, self._failed = self._failed, []
+            record = self.records.fetch(failed[:1])
+            handle = self.celery.handle(failed[0])
+            try:
+                await handle.result(0.0)
+            except Exception as exc:
+                if record and record[0].traceback:
+                    exc.add_note(f"In the task {record[0].name}:\n{record[0].traceback}")
+                raise
