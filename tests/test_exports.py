@@ -8,7 +8,17 @@ import sys
 import celeriac
 import celeriac.errors
 
-PUBLIC = ["Attempt", "Celery", "Progress", "Task", "TaskContext", "TaskEvent", "TaskHandle", "TaskRecord"]
+PUBLIC = [
+    "Attempt",
+    "Celery",
+    "Progress",
+    "Task",
+    "TaskContext",
+    "TaskEvent",
+    "TaskHandle",
+    "TaskRecord",
+    "TaskRouter",
+]
 
 
 def test_the_package_exports_its_public_names_and_no_others() -> None:

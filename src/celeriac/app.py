@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncGenerator, AsyncIterator, Callable, Coroutine, Sequence
+from collections.abc import Callable, Sequence
 from contextlib import AbstractAsyncContextManager
-from typing import TYPE_CHECKING, Any, Literal, ParamSpec, Self, TypeVar, cast, overload
+from typing import TYPE_CHECKING, Any, Self, cast
 
 from kombu.utils.imports import symbol_by_name
 from kombu.utils.objects import cached_property
@@ -12,14 +12,12 @@ from kombu.utils.objects import cached_property
 from celeriac import compat, config
 from celeriac.brokers.base import Broker
 from celeriac.connection import Connection, Connections
-from celeriac.context import context_parameters
-from celeriac.enqueuing import Enqueues
 from celeriac.errors import ConfigurationError
 from celeriac.handle import TaskHandle
 from celeriac.maps import define_maps
 from celeriac.redis.urls import celery_url
+from celeriac.registering import HasTasks
 from celeriac.stores.base import Store
-from celeriac.task import BoundTaskDecorator, Task, TaskDecorator
 from celeriac.uploads.storage import Storage
 
 if TYPE_CHECKING:
@@ -29,19 +27,11 @@ if TYPE_CHECKING:
 
 __all__ = ["Celery"]
 
-P = ParamSpec("P")
-R = TypeVar("R")
-
-
-def _accept_anything(*_args: Any, **_kwargs: Any) -> None:
-    """Instead of a function's own head, where calls leave out some of its parameters."""
-
-
 # From here on kombu knows ``sqlite://``; it imports the transport itself when it is used.
 symbol_by_name("celeriac.transports:register")()
 
 
-class Celery(Enqueues):
+class Celery(HasTasks):
     """A Celery application for asyncio and FastAPI.
 
     Takes what ``celery.Celery`` takes: a name, ``broker``, ``backend``, ``include``, … Without a broker, and without
@@ -103,36 +93,6 @@ class Celery(Enqueues):
         return Storage(
             settings.upload_url, limit=settings.upload_limit, options=settings.upload_storage_options
         )
-
-    # -- tasks ---------------------------------------------------------------------------------------------------
-
-    @overload
-    def task(self, *, bind: Literal[True], **options: Any) -> BoundTaskDecorator: ...
-    @overload
-    def task(self, *, bind: Literal[False] = ..., **options: Any) -> TaskDecorator: ...
-    @overload
-    def task(self, function: Callable[P, Coroutine[Any, Any, R]], /) -> Task[P, R]: ...
-    @overload
-    def task(self, function: Callable[P, AsyncGenerator[Any, Any]], /) -> Task[P, None]: ...
-    @overload
-    def task(self, function: Callable[P, AsyncIterator[Any]], /) -> Task[P, None]: ...
-    @overload
-    def task(self, function: Callable[P, R], /) -> Task[P, R]: ...
-
-    def task(self, *args: Any, **options: Any) -> Any:
-        """Make a task of a function: ``def``, ``async def``, or an async generator, which emits what it yields.
-
-        Options are Celery's. ``bind=True`` passes the task as the first argument. Unlike Celery's, the task belongs
-        to this app alone (``shared=False``).
-        """
-        options.setdefault("shared", False)
-        return super().task(*args, **options)
-
-    def type_checker(self, fun: Callable[..., Any], bound: bool = False) -> Any:
-        """What Celery checks the arguments of a call with; parameters that the worker fills in are no part of it."""
-        if context_parameters(fun):
-            return staticmethod(_accept_anything)  # the task's schema has checked them
-        return super().type_checker(fun, bound=bound)
 
     # -- looking -------------------------------------------------------------------------------------------------
 

@@ -134,7 +134,7 @@ def _handle_on(app: Any, result: Any, signature: Any) -> TaskHandle[Any]:
     """The handle on a canvas's result, and for its value on the task type that it comes from."""
     last = _last(signature)
     if not isinstance(result, GroupResult):
-        handle: TaskHandle[Any] = app._handle(result.id, app.tasks.get(last.get("task")))
+        handle: TaskHandle[Any] = app._handle(result.id, app._registered(last.get("task")))
         return handle
     ends = list(last.tasks) if last.get("subtask_type") == "group" else []
     if len(ends) != len(result.results):

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import inspect
 import logging
-from collections.abc import Hashable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Hashable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from contextvars import ContextVar, Token
 from functools import partial
@@ -22,22 +22,26 @@ from celery import states
 from celery.app.task import Context
 from celery.canvas import Signature
 from celery.exceptions import Ignore
+from celery.local import PromiseProxy, Proxy
 from celery.utils.functional import _regen
 
-from celeriac.errors import StoreUnavailable
+from celeriac.errors import ConfigurationError, StoreUnavailable
 from celeriac.protocol.codec import dumps
 
 __all__ = [
     "SEND_TASK_OPTIONS",
     "RequestStack",
     "RunsTask",
+    "TaskProxy",
     "TaskRequest",
     "as_current",
     "calls_inline",
     "chain_ids",
     "current_execution",
+    "deferred",
     "enter_eager_call",
     "enter_execution",
+    "evaluated",
     "fail_successors",
     "has_custom",
     "is_always_eager",
@@ -354,3 +358,45 @@ def trailed_children(request: Context) -> str | None:
     """The tasks that a task has called, as Celery's result meta has them (``Backend.current_task_children``)."""
     children = request._children
     return dumps([child.as_tuple() for child in children]) if children else None
+
+
+def deferred(make: Callable[[], Any]) -> Any:
+    """What ``make`` makes, at its first use, as Celery's ``@app.task`` defers tasks: ``celery.local.PromiseProxy``."""
+    return PromiseProxy(make)
+
+
+def evaluated(task: Any) -> Any:
+    """The object itself of a deferred one."""
+    return task._get_current_object() if type(task) is PromiseProxy else task
+
+
+class TaskProxy(Proxy):  # type: ignore[misc]
+    """A task that is looked up each time it is used: ``celery.local.Proxy``.
+
+    Who only looks at it (``inspect``, a test runner that collects) sees a plain object while ``find`` raises.
+    """
+
+    __slots__ = ()
+
+    def __init__(self, find: Callable[[], Any], function: Callable[..., Any]) -> None:
+        super().__init__(find, name=function.__name__, __doc__=function.__doc__)
+
+    def _get_class(self) -> type:
+        try:
+            return type(self._get_current_object())
+        except ConfigurationError:
+            return TaskProxy
+
+    def __getattr__(self, name: str) -> Any:
+        try:
+            return getattr(self._get_current_object(), name)
+        except ConfigurationError as exc:
+            if name.startswith("__"):
+                raise AttributeError(name) from exc
+            raise
+
+    def __repr__(self) -> str:
+        try:
+            return repr(self._get_current_object())
+        except ConfigurationError:
+            return f"<task {self.__name__} of a TaskRouter that no app has included>"

@@ -42,6 +42,7 @@ class Enqueues(celery.Celery):  # type: ignore[misc]
     """The part of the app that publishes; what it needs of the rest stands on top."""
 
     _connections: Connections
+    _stubs: dict[str, Any]
 
     if TYPE_CHECKING:
 
@@ -237,7 +238,7 @@ class Enqueues(celery.Celery):  # type: ignore[misc]
 
     def _registered(self, name: str) -> Any:
         self.finalize(auto=True)
-        return self._tasks.get(name)
+        return self._tasks.get(name) or compat.evaluated(self._stubs.get(name))
 
     @staticmethod
     def _prepare(

@@ -14,6 +14,7 @@ from celery.app.routes import MapRoute
 from kombu.common import Broadcast
 from kombu.entity import Exchange, Queue, maybe_delivery_mode
 
+from celeriac.compat import evaluated
 from celeriac.protocol.exchanges import Binding, binding
 
 __all__ = ["Destination", "NotNative", "RouteTable", "bindings_of", "recorded_queue"]
@@ -87,6 +88,7 @@ class RouteTable:
         self._app = app
         conf = app.conf
         self._conf = conf
+        self._stubs: Mapping[str, Any] = getattr(app, "_stubs", {})
         self._fallbacks = {"serializer": conf.task_serializer, "compression": conf.task_compression}
         self._known: dict[tuple[str, Any], _Route] = {}
         self._write_url: str | None = None
@@ -120,15 +122,18 @@ class RouteTable:
         if options.get("router") is not None or options.get("route_name") is not None:
             return False
         task = options.get("task_type")
-        if task is not None and task is not self._app._tasks.get(name):
+        if task is not None and task is not self._task(name):
             return False
         # A route that is a function may answer differently for other arguments.
         return all(isinstance(route, MapRoute) for route in self._app.amqp.routes)
 
+    def _task(self, name: str) -> Any:
+        return self._app._tasks.get(name) or evaluated(self._stubs.get(name))
+
     def _look_up(self, name: str, queue: Any) -> _Route:
         """The route of a task's calls, the same for all; remembered."""
         app = self._app
-        task = app._tasks.get(name)
+        task = self._task(name)
         defaults = _defaults_of(task)
         own_queue = defaults.pop("queue", None)
         asked = own_queue if queue is None else queue
@@ -151,7 +156,7 @@ class RouteTable:
         """For what may differ from call to call: routes that are functions, ``router``, ``route_name``."""
         task = options.get("task_type")
         # ``apply_async`` has put the task's own options among the call's already.
-        defaults = {} if task is not None else _defaults_of(task := self._app._tasks.get(name))
+        defaults = {} if task is not None else _defaults_of(task := self._task(name))
         router = options.get("router") or self._app.amqp.router
         given = {key: value for key, value in {**defaults, **options}.items() if key not in _IGNORED_OPTIONS}
         routed = router.route(given, options.get("route_name") or name, args, kwargs, task)

@@ -4,20 +4,17 @@ from __future__ import annotations
 
 import functools
 import inspect
-from collections.abc import AsyncGenerator, AsyncIterator, Callable, Coroutine, Mapping, Sequence
+from collections.abc import Callable, Coroutine, Mapping, Sequence
 from datetime import datetime, timedelta
 from functools import partial
 from typing import (
     TYPE_CHECKING,
     Any,
-    Concatenate,
     Generic,
     ParamSpec,
-    Protocol,
     TypedDict,
     TypeVar,
     cast,
-    overload,
 )
 
 from celery.app.task import Task as CeleryTask
@@ -43,7 +40,7 @@ from celeriac.propagation import owned
 if TYPE_CHECKING:
     from typing_extensions import Unpack
 
-__all__ = ["BoundTaskDecorator", "EnqueueOptions", "PendingCall", "Task", "TaskDecorator"]
+__all__ = ["EnqueueOptions", "PendingCall", "Task"]
 
 P = ParamSpec("P")
 R = TypeVar("R")
@@ -368,31 +365,3 @@ def _for_any_tracer(handler: Callable[..., Coroutine[Any, Any, Any]]) -> Callabl
         return run_to_end(coroutine) if _traced_by_celery(self.request_stack.top) else coroutine
 
     return call
-
-
-class TaskDecorator(Protocol):
-    """``@celery.task(…)``: takes a function, and keeps its parameters and its result type."""
-
-    @overload
-    def __call__(self, function: Callable[P, Coroutine[Any, Any, R]], /) -> Task[P, R]: ...
-    @overload
-    def __call__(self, function: Callable[P, AsyncGenerator[Any, Any]], /) -> Task[P, None]: ...
-    @overload
-    def __call__(self, function: Callable[P, AsyncIterator[Any]], /) -> Task[P, None]: ...
-    @overload
-    def __call__(self, function: Callable[P, R], /) -> Task[P, R]: ...
-
-
-class BoundTaskDecorator(Protocol):
-    """``@celery.task(bind=True, …)``: the first parameter is the task itself, and no part of the call."""
-
-    @overload
-    def __call__(self, function: Callable[Concatenate[Any, P], Coroutine[Any, Any, R]], /) -> Task[P, R]: ...
-    @overload
-    def __call__(
-        self, function: Callable[Concatenate[Any, P], AsyncGenerator[Any, Any]], /
-    ) -> Task[P, None]: ...
-    @overload
-    def __call__(self, function: Callable[Concatenate[Any, P], AsyncIterator[Any]], /) -> Task[P, None]: ...
-    @overload
-    def __call__(self, function: Callable[Concatenate[Any, P], R], /) -> Task[P, R]: ...

@@ -8,7 +8,8 @@ from __future__ import annotations
 from collections.abc import AsyncIterator
 from typing import Any, assert_type
 
-from celeriac import Celery, Task, TaskHandle, TaskRecord
+from celeriac import Celery, Task, TaskContext, TaskHandle, TaskRecord, TaskRouter
+from celeriac.propagation import owner, request_id
 
 celery = Celery("typing", broker="memory://typing")
 
@@ -60,3 +61,49 @@ async def refused() -> None:
     await add.using(priority=1).enqueue("1", 2)  # type: ignore[arg-type] # pyright: ignore[reportArgumentType]
     add.using(prio=1)  # type: ignore[call-arg] # pyright: ignore[reportCallIssue]
     await fetch.enqueue()  # type: ignore[call-arg] # pyright: ignore[reportCallIssue]
+
+
+routed = TaskRouter(prefix="reports.", queue="slow")
+celery.include_router(routed, prefix="acme.", time_limit=60)
+routed.include_router(TaskRouter(), prefix="inner.")
+
+
+@routed.task
+async def build(month: str, *, copies: int = 1) -> bytes:
+    return month.encode() * copies
+
+
+@routed.task(bind=True, max_retries=3)
+def rebuild(self: Task[..., Any], month: str) -> bytes:
+    raise self.retry(countdown=1)
+
+
+@routed.stub()
+async def index(month: str) -> int:
+    raise NotImplementedError
+
+
+@celery.stub(name="worker.tasks.archive", queue="slow")
+def archive(month: str, keep: bool = True) -> list[str]:
+    raise NotImplementedError
+
+
+async def calls_of_routers_and_stubs() -> None:
+    assert_type(await (await build.enqueue("2031-01", copies=2)).result(), bytes)
+    assert_type(await (await build.using(owner=None).enqueue("2031-01")).result(), bytes)
+    assert_type(await (await rebuild.enqueue("2031-01")).result(), bytes)
+    assert_type(await (await index.enqueue("2031-01")).result(), int)
+    assert_type(await archive.using(owner="ann").enqueue("2031-01", keep=False), TaskHandle[list[str]])
+    assert_type(owner.get(), str | None)
+    assert_type(request_id.get(), str | None)
+
+
+async def refused_by_routers_and_stubs() -> None:
+    await build.enqueue(1)  # type: ignore[arg-type] # pyright: ignore[reportArgumentType]
+    await index.enqueue()  # type: ignore[call-arg] # pyright: ignore[reportCallIssue]
+    await archive.enqueue("a", "b")  # type: ignore[arg-type] # pyright: ignore[reportArgumentType]
+
+
+def identities(context: TaskContext) -> None:
+    assert_type(context.owner, str | None)
+    assert_type(context.request_id, str | None)

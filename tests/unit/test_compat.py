@@ -93,3 +93,19 @@ def test_the_scripts_by_which_chords_are_counted_take_and_give_what_they_did() -
         assert f"KEYS[{keys + 1}]" not in script
         assert f"ARGV[{arguments}]" in script
         assert f"ARGV[{arguments + 1}]" not in script
+
+
+def test_proxies_of_tasks_still_look_their_object_up() -> None:
+    made = []
+
+    def make() -> object:
+        made.append(object())
+        return made[-1]
+
+    task = compat.deferred(make)
+    assert made == []
+    assert compat.evaluated(task) is compat.evaluated(task) is made[0]
+    assert compat.evaluated("itself") == "itself"
+    proxy = compat.TaskProxy(lambda: 5, make)
+    assert isinstance(proxy, int)
+    assert proxy.__name__ == "make"

@@ -29,13 +29,17 @@ class LeaseLost(CeleriacError):
 
 @dataclass(slots=True)
 class Ending:
-    """The end of one attempt. ``state`` is ``None`` when the record is to stay as it is."""
+    """The end of one attempt. ``state`` is ``None`` when the record is to stay as it is.
+
+    ``hint`` is for who reads the log: what can be done.
+    """
 
     outcome: Outcome
     state: str | None
     value: Any = None
     error: BaseException | None = None
     reason: str = ""
+    hint: str = ""
     result: str | None = None
     traceback: str | None = None
     retries: tuple[Call, ...] = ()

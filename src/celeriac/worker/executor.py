@@ -7,7 +7,7 @@ safe: successors, then result, then settlement. A crash between two of them repe
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable
+from collections.abc import Callable, Container
 from typing import Any
 
 from celery import states
@@ -56,6 +56,7 @@ class Executor:
         on_ended: Callable[[Execution], None],
         delivery_limit: int,
         unknown_task_grace: float,
+        stubs: Container[str] = (),
     ) -> None:
         self._make_profile = make_profile
         self._profiles: dict[str, TaskProfile] = {}
@@ -67,6 +68,7 @@ class Executor:
         self._on_ended = on_ended
         self._delivery_limit = delivery_limit
         self._unknown_task_grace = unknown_task_grace
+        self._stubs = stubs
 
     async def execute(self, execution: Execution, *, revoked: bool, done: bool) -> None:
         """Run an attempt to its settlement.
@@ -79,7 +81,9 @@ class Executor:
             await self._repeat_end(execution)
             return
         profile: TaskProfile | None = None
-        ending = refusal_of(execution, revoked=revoked, delivery_limit=self._delivery_limit)
+        ending = refusal_of(
+            execution, revoked=revoked, delivery_limit=self._delivery_limit, stubs=self._stubs
+        )
         if ending is None:
             profile = self._profile_of(execution.task)
             ending = await self._run(execution, profile)

@@ -45,7 +45,7 @@ _WORDS: dict[Outcome, tuple[logging.Logger, int, str]] = {
     Outcome.UNKNOWN_TASK: (
         _requested,
         logging.ERROR,
-        "Task %(name)s[%(id)s] parked, this worker does not know the task: is its module in `include`?",
+        "Task %(name)s[%(id)s] parked, %(hint)s",
     ),
     Outcome.EXHAUSTED: (_requested, logging.ERROR, "Task %(name)s[%(id)s] dead-lettered: %(reason)s"),
     Outcome.TIMED_OUT: (
@@ -148,5 +148,6 @@ def _context(execution: Execution, ending: Ending) -> dict[str, Any]:
         "kwargs": execution.kwargsrepr,
         "description": ending.outcome.value,
         "reason": ending.reason,
+        "hint": ending.hint,
         "internal": False,
     }

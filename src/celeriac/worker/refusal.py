@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Container
+
 from celery import states
 from celery.exceptions import NotRegistered, TaskRevokedError, WorkerLostError
 from kombu.message import Message as KombuMessage
@@ -17,10 +19,21 @@ from celeriac.worker.execution import Execution
 __all__ = ["raw_message", "refusal_of"]
 
 
-def refusal_of(execution: Execution, *, revoked: bool, delivery_limit: int) -> Ending | None:
+#: What to do about a task that this worker does not have.
+_UNKNOWN = "this worker does not know the task: is its module in `include`?"
+_ONLY_A_STUB = (
+    "it is a stub in this worker, which has not the task's function: let another worker, which has it, "
+    "consume from %s, or import its module here."
+)
+
+
+def refusal_of(
+    execution: Execution, *, revoked: bool, delivery_limit: int, stubs: Container[str] = ()
+) -> Ending | None:
     """The ending of a delivery that must not run, or ``None``.
 
-    ``delivery_limit`` is how many deliveries without an outcome a message gets.
+    ``delivery_limit`` is how many deliveries without an outcome a message gets; ``stubs`` are the names of tasks that
+    can be enqueued here, and not run.
     """
     if revoked:
         return _ended(Outcome.REVOKED, states.REVOKED, TaskRevokedError("revoked"))
@@ -28,11 +41,12 @@ def refusal_of(execution: Execution, *, revoked: bool, delivery_limit: int) -> E
         return _ended(Outcome.EXPIRED, states.REVOKED, TaskRevokedError("expired"))
     if execution.task is None:
         unknown = NotRegistered(execution.name)
+        is_stub = execution.name in stubs
+        reason = f"unknown task {execution.name!r}" + (", a stub in this worker" if is_stub else "")
         if execution.delivery.deliveries < delivery_limit:
-            return Ending(
-                Outcome.UNKNOWN_TASK, None, error=unknown, reason=f"unknown task {execution.name!r}"
-            )
-        return _ended(Outcome.EXHAUSTED, states.FAILURE, unknown, f"unknown task {execution.name!r}")
+            hint = _ONLY_A_STUB % execution.delivery.queue if is_stub else _UNKNOWN
+            return Ending(Outcome.UNKNOWN_TASK, None, error=unknown, reason=reason, hint=hint)
+        return _ended(Outcome.EXHAUSTED, states.FAILURE, unknown, reason)
     if execution.delivery.deliveries > delivery_limit:
         reason = f"delivered {delivery_limit} times without an outcome: it may have killed its workers"
         return _ended(Outcome.EXHAUSTED, states.FAILURE, WorkerLostError(reason), reason)

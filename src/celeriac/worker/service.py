@@ -105,6 +105,7 @@ class Service:
             on_ended=self._on_ended,
             delivery_limit=settings.delivery_limit,
             unknown_task_grace=settings.unknown_task_grace,
+            stubs=self.app._stubs,
         )
         self.intake = Intake(
             self.app,

@@ -1,0 +1,97 @@
+"""The part of the app that has tasks: its own, those of routers, and stubs."""
+
+from __future__ import annotations
+
+import weakref
+from collections.abc import Callable, Sequence
+from typing import Any, cast
+
+from celeriac.compat import deferred, evaluated
+from celeriac.context import context_parameters
+from celeriac.declaring import DeclaresTasks, TaskDecorator
+from celeriac.enqueuing import Enqueues
+from celeriac.errors import ConfigurationError
+from celeriac.stubs import make_stub
+from celeriac.task_router import Declaration, Placement, TaskRouter, checked
+
+__all__ = ["HasTasks"]
+
+
+def _accept_anything(*_args: Any, **_kwargs: Any) -> None:
+    """Instead of a function's own head, where calls leave out some of its parameters."""
+
+
+class HasTasks(DeclaresTasks, Enqueues):
+    """The app's tasks."""
+
+    def __init__(self, main: str | None = None, **options: Any) -> None:
+        self._stubs: dict[str, Any] = {}
+        self._adopted: dict[str, Declaration] = {}
+        self._tasks_of: dict[Declaration, Any] = {}
+        super().__init__(main, **options)
+
+    def include_router(self, router: TaskRouter, *, prefix: str = "", **options: Any) -> None:
+        """Make tasks of what is declared on a router, now and later.
+
+        ``prefix`` comes before the router's own; the options are those of ``@celery.task``, for each task that neither
+        says otherwise itself nor by its router. Raises ConfigurationError for a name that is taken.
+        """
+        options = checked(options)
+        this = weakref.ref(self)
+
+        def receive(placement: Placement) -> None:
+            if (app := this()) is not None:
+                app._adopt(placement.within(prefix, options))
+
+        router.feed(receive)
+
+    def task_of(self, declaration: Declaration) -> Any:
+        """What this app has made of a router's declaration."""
+        task = self._tasks_of[declaration] = evaluated(self._tasks_of[declaration])
+        return task
+
+    @property
+    def is_open_here(self) -> bool:
+        """Whether broker and store are open on the running event loop."""
+        return self._connections.current() is not None
+
+    def type_checker(self, fun: Callable[..., Any], bound: bool = False) -> Any:
+        """What Celery checks the arguments of a call with; parameters that the worker fills in are no part of it."""
+        if context_parameters(fun):
+            return staticmethod(_accept_anything)  # the task's schema has checked them
+        return super().type_checker(fun, bound=bound)
+
+    def _declare_task(self, args: Sequence[Any], options: dict[str, Any]) -> Any:
+        options.setdefault("shared", False)
+        return super(DeclaresTasks, self).task(*args, **options)
+
+    def _declare_stub(self, name: str | None, options: dict[str, Any]) -> TaskDecorator:
+        if not name:
+            raise ConfigurationError("A stub needs the name of its task: celery.stub(name=…).")
+
+        def declare(function: Callable[..., Any]) -> Any:
+            # Later, as Celery's own tasks: making one reads the configuration.
+            stub = self._stubs[name] = deferred(lambda: make_stub(self, function, name, options))
+            return stub
+
+        return cast("TaskDecorator", declare)
+
+    def _adopt(self, placement: Placement) -> None:
+        declaration, options = placement.declaration, dict(placement.options)
+        name = self._name_of(placement.prefix, declaration.function, options.pop("name", None))
+        if self._adopted.get(name) is not declaration:
+            if name in self._adopted or (name in self._tasks and not declaration.is_stub):
+                raise ConfigurationError(
+                    f"There are two tasks named {name}: give one of them another name or prefix."
+                )
+            self._adopted[name] = declaration
+            declare: Any = self.stub if declaration.is_stub else self.task
+            task = declare(name=name, **options)(declaration.function)
+            self._tasks_of.setdefault(declaration, task)
+        declaration.adopted_by(self)
+
+    def _name_of(self, prefix: str, function: Callable[..., Any], given: str | None) -> str:
+        if prefix or given:
+            return prefix + (given or function.__name__)
+        name: str = self.gen_task_name(function.__name__, function.__module__)
+        return name
