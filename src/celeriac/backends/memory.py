@@ -54,5 +54,6 @@ class MemoryBackend(PlannedBackend, RecordBackend):
         """Delete what has expired."""
         self._trim_chords()
         if self.expires:
-            while self._records.trim(self._records.now() - self.expires, _BATCH) == _BATCH:
+            kept = float(self.expires)
+            while self._records.trim(self._records.now(), kept, _BATCH) == _BATCH:
                 pass

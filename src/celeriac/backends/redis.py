@@ -21,7 +21,6 @@ from celeriac.redis.urls import celery_url
 from celeriac.stores import redis_layout as layout
 from celeriac.stores.records import Transition
 from celeriac.stores.redis_errors import store_error
-from celeriac.stores.rows import micros
 
 __all__ = ["RedisBackend", "SentinelBackend"]
 
@@ -92,8 +91,10 @@ class _RecordingRedisBackend(PlannedBackend, RecordingBackend):
         with self._store_errors():
             complete = False
             while not complete:
-                before = micros(time.time() - self._kept)
-                _, complete, *_ = self._run(layout.TRIM, [self._prefix, before, _TRIMMED, 0])
+                arguments = layout.trim_arguments(
+                    self._prefix, self._kept, time.time(), looks=_TRIMMED, compared=0
+                )
+                _, complete, *_ = self._run(layout.TRIM, arguments)
 
     @property
     def _kept(self) -> float | None:

@@ -128,10 +128,10 @@ class SQLBackend(PlannedBackend, RecordBackend, DatabaseBackend):  # type: ignor
         self._trim_chords()
         if not self.expires:
             return
-        before = time.time() - self.expires.total_seconds()
-        while self._write(lambda connection: event_log.trim_records(connection, before, _BATCH)) == _BATCH:
+        now, kept = time.time(), self.expires.total_seconds()
+        while self._write(lambda connection: event_log.trim_records(connection, now, kept, _BATCH)) == _BATCH:
             pass
-        self._write(lambda connection: groups.trim(connection, before))
+        self._write(lambda connection: groups.trim(connection, now - kept))
 
 
 @contextmanager

@@ -12,6 +12,7 @@ from typing import NamedTuple
 import sqlalchemy as sa
 from sqlalchemy.engine import Connection
 
+from celeriac.sql import gone
 from celeriac.sql.batch import dump
 from celeriac.sql.functions import gather_bytes, json_field, load_bytes, strings
 from celeriac.sql.tables import event, task_record
@@ -97,11 +98,15 @@ _expired_records = (
 )
 
 
-def trim_records(connection: Connection, before: float, limit: int) -> int:
-    """Delete up to ``limit`` records that ended before a time, and their events. Returns how many records went."""
-    moment = datetime.fromtimestamp(before, UTC).replace(tzinfo=None)
-    rows = connection.execute(_expired_records, {"before": moment, "limit": limit})
-    ids = {"ids": dump(rows.scalars())}
+def trim_records(connection: Connection, now: float, kept: float, limit: int) -> int:
+    """Delete up to ``limit`` records that ended more than ``kept`` seconds ago, and their events.
+
+    That they have expired is remembered for as long again. Returns how many records went.
+    """
+    moment = datetime.fromtimestamp(now - kept, UTC).replace(tzinfo=None)
+    expired = connection.execute(_expired_records, {"before": moment, "limit": limit}).scalars().all()
+    gone.remember(connection, expired, now, kept)
+    ids = {"ids": dump(expired)}
     numbers = sa.select(sa.cast(strings("ids").subquery().c.value, sa.BigInteger()))
     newest = sa.select(sa.func.max(event.c.id)).scalar_subquery()
     connection.execute(sa.delete(event).where(event.c.record_id.in_(numbers), event.c.id < newest), ids)

@@ -13,6 +13,7 @@ from typing import Any
 import sqlalchemy as sa
 from sqlalchemy.engine import Connection
 
+from celeriac.sql import gone
 from celeriac.sql.batch import dump
 from celeriac.sql.functions import decoded, gather_bytes, load_bytes, micros, strings
 from celeriac.sql.tables import event, is_unsuccessful, task_record
@@ -254,6 +255,7 @@ _forget = sa.delete(task_record).where(_among)
 def forget(connection: Connection, task_ids: Collection[str], now: float) -> int:
     """Delete records and their events, and tell who watches them. Returns how many records there were."""
     ids = {"ids": dump(task_ids)}
+    gone.forget(connection, task_ids)
     connection.execute(_announce_forget, {**ids, "now": now})
     connection.execute(_forget_events, ids)
     return connection.execute(_forget, ids).rowcount

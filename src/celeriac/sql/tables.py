@@ -20,6 +20,8 @@ __all__ = [
     "chord",
     "chord_part",
     "event",
+    "expired_record",
+    "idempotency_key",
     "is_dead",
     "is_delayed",
     "is_leased",
@@ -216,6 +218,31 @@ event = sa.Table(
     sa.Column("at", sa.Float, nullable=False),  # epoch seconds
 )
 sa.Index("celeriac_event_record", event.c.record_id, event.c.id)
+
+# Idempotency keys: which task was started for a request, until when nobody else may start another one for it.
+idempotency_key = sa.Table(
+    "celeriac_key",
+    metadata,
+    sa.Column("name", sa.Text, primary_key=True),
+    sa.Column("fingerprint", sa.Text, nullable=False),
+    sa.Column("task_id", sa.Text, nullable=False),
+    sa.Column("claimed_at", sa.Float, nullable=False),  # epoch seconds
+    sa.Column("expires_at", sa.Float, nullable=False),  # epoch seconds
+    sqlite_with_rowid=False,
+)
+sa.Index("celeriac_key_expires", idempotency_key.c.expires_at)
+
+# Tasks whose records have expired, until that is forgotten, too.
+expired_record = sa.Table(
+    "celeriac_expired",
+    metadata,
+    sa.Column("task_id", sa.Text, primary_key=True),
+    sa.Column("owner", sa.Text),
+    sa.Column("at", sa.Float, nullable=False),  # epoch seconds
+    sa.Column("until", sa.Float, nullable=False),  # epoch seconds
+    sqlite_with_rowid=False,
+)
+sa.Index("celeriac_expired_until", expired_record.c.until)
 
 # Beat's memory, one row for each entry of the schedule: the entries themselves are in the app's configuration.
 schedule = sa.Table(

@@ -10,7 +10,16 @@ from contextlib import AbstractAsyncContextManager
 
 from celeriac.errors import StoreUnavailable
 from celeriac.stores.chords import CLAIM, ChordClaim, ChordPart
-from celeriac.stores.records import EventDraft, RecordFilter, RecordPage, TaskEvent, TaskRecord, Transition
+from celeriac.stores.keys import KeyClaim
+from celeriac.stores.records import (
+    EventDraft,
+    Gone,
+    RecordFilter,
+    RecordPage,
+    TaskEvent,
+    TaskRecord,
+    Transition,
+)
 
 __all__ = ["Store", "Watch", "not_open"]
 
@@ -108,11 +117,34 @@ class Store(ABC):
 
     @abstractmethod
     async def forget(self, task_ids: Sequence[str]) -> int:
-        """Delete records and their events. Returns how many records there were."""
+        """Delete records and their events, and leave no trace of them. Returns how many records there were."""
 
     @abstractmethod
     async def trim(self) -> int:
-        """Delete what is older than ``expires``. Returns how many records went."""
+        """Delete what is older than ``expires``, and what else has expired. Returns how many records went.
+
+        That these records have expired is remembered for as long again: see :meth:`gone`.
+        """
+
+    @abstractmethod
+    async def gone(self, task_ids: Sequence[str]) -> Mapping[str, Gone]:
+        """What is remembered of those of these tasks whose records have expired.
+
+        A task that has a record (it was started anew under its id), or was forgotten, is missing from the answer.
+        """
+
+    @abstractmethod
+    async def claim_key(self, key: str, fingerprint: str, task_id: str, *, expires: float) -> KeyClaim:
+        """Take a key for a task and so many seconds, unless somebody has it; whose it is now.
+
+        Of many who claim a key at once, in any processes, exactly one gets a claim that is new. Whoever claims it
+        again for the same task and fingerprint, because an answer was lost, gets a new claim again; the time is not
+        prolonged. Raises :exc:`celeriac.errors.ConfigurationError` where nothing is recorded.
+        """
+
+    @abstractmethod
+    async def release_key(self, key: str, task_id: str) -> None:
+        """Free a key that is still this task's: the task could not be published."""
 
     @abstractmethod
     async def set_chord_size(self, group_id: str, size: int) -> None:

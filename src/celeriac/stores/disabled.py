@@ -11,7 +11,16 @@ from contextlib import asynccontextmanager
 from celeriac.errors import ConfigurationError
 from celeriac.stores.base import CancellationFeed, Store, Watch
 from celeriac.stores.chords import ChordClaim, ChordPart
-from celeriac.stores.records import EventDraft, RecordFilter, RecordPage, TaskEvent, TaskRecord, Transition
+from celeriac.stores.keys import KeyClaim
+from celeriac.stores.records import (
+    EventDraft,
+    Gone,
+    RecordFilter,
+    RecordPage,
+    TaskEvent,
+    TaskRecord,
+    Transition,
+)
 
 __all__ = ["DisabledStore"]
 
@@ -73,6 +82,18 @@ class DisabledStore(Store):
 
     async def trim(self) -> int:
         return 0
+
+    async def gone(self, task_ids: Sequence[str]) -> Mapping[str, Gone]:
+        return {}
+
+    async def claim_key(self, key: str, fingerprint: str, task_id: str, *, expires: float) -> KeyClaim:
+        raise ConfigurationError(
+            "An idempotency key needs a result backend, which remembers it. "
+            "Set result_backend, for instance to sqlite:///celery.db."
+        )
+
+    async def release_key(self, key: str, task_id: str) -> None:
+        pass
 
     async def set_chord_size(self, group_id: str, size: int) -> None:
         raise _chords_need_a_backend()

@@ -16,8 +16,17 @@ from functools import partial
 from celeriac.stores.base import CancellationFeed, Store, Watch, not_open
 from celeriac.stores.chords import ChordClaim, ChordPart
 from celeriac.stores.flags import Feed, Flag
+from celeriac.stores.keys import KeyClaim
 from celeriac.stores.memory_records import Change, MemoryRecords
-from celeriac.stores.records import EventDraft, RecordFilter, RecordPage, TaskEvent, TaskRecord, Transition
+from celeriac.stores.records import (
+    EventDraft,
+    Gone,
+    RecordFilter,
+    RecordPage,
+    TaskEvent,
+    TaskRecord,
+    Transition,
+)
 from celeriac.stores.rows import parse_number, to_event, to_record
 
 __all__ = ["MemoryStore"]
@@ -107,7 +116,17 @@ class MemoryStore(Store):
         records, now = self._records, self._named.now()
         kept = self.chords_kept
         records.chords.trim(None if kept is None else now - kept)
-        return 0 if self.expires is None else records.trim(now - self.expires, _TRIM_RECORDS)
+        records.trim_traces(now)
+        return 0 if self.expires is None else records.trim(now, self.expires, _TRIM_RECORDS)
+
+    async def gone(self, task_ids: Sequence[str]) -> Mapping[str, Gone]:
+        return {gone.task_id: gone for gone in self._records.gone(task_ids)}
+
+    async def claim_key(self, key: str, fingerprint: str, task_id: str, *, expires: float) -> KeyClaim:
+        return self._records.claim_key(key, fingerprint, task_id, expires)
+
+    async def release_key(self, key: str, task_id: str) -> None:
+        self._records.release_key(key, task_id)
 
     async def set_chord_size(self, group_id: str, size: int) -> None:
         self._records.chords.set_size(group_id, size)

@@ -12,9 +12,11 @@ from typing import NamedTuple
 
 from celery import states
 
+from celeriac.stores.keys import KeyClaim
 from celeriac.stores.memory_chords import MemoryChords
-from celeriac.stores.records import READY_STATES, EventDraft, RecordFilter, Transition
-from celeriac.stores.rows import CANCELLED, Row, micros, search_parts
+from celeriac.stores.memory_keys import MemoryGone, MemoryKeys
+from celeriac.stores.records import READY_STATES, EventDraft, Gone, RecordFilter, Transition
+from celeriac.stores.rows import CANCELLED, Row, micros, moment, search_parts
 from celeriac.stores.transitions import advance, state_event
 from celeriac.timing import Now, system_now
 
@@ -47,6 +49,8 @@ class MemoryRecords:
         self._changed = threading.Condition()  # its lock is reentrant
         self._rows: dict[str, Row] = {}
         self._events: defaultdict[str, list[tuple[int, str, str, int]]] = defaultdict(list)
+        self._keys = MemoryKeys()
+        self._gone = MemoryGone()
         self._numbers = count(1)
         self._event_ids = count(1)
         self._watchers: defaultdict[str, list[Callable[[Change], None]]] = defaultdict(list)
@@ -188,21 +192,50 @@ class MemoryRecords:
     def forget(self, task_ids: Iterable[str]) -> int:
         """Delete records and their events. Returns how many records there were."""
         with self._changed:
-            gone = [task_id for task_id in dict.fromkeys(task_ids) if self._rows.pop(task_id, None)]
-            for task_id in gone:
+            wanted = dict.fromkeys(task_ids)
+            forgotten = [task_id for task_id in wanted if self._rows.pop(task_id, None)]
+            for task_id in forgotten:
                 self._events.pop(task_id, None)
-            self._tell([Change(task_id, "forget") for task_id in gone])
-            return len(gone)
+            for task_id in wanted:
+                self._gone.forget(task_id)
+            self._tell([Change(task_id, "forget") for task_id in forgotten])
+            return len(forgotten)
 
-    def trim(self, before: float, limit: int) -> int:
-        """Delete up to ``limit`` records that ended before a time. Returns how many went."""
+    def trim(self, now: float, kept: float, limit: int) -> int:
+        """Delete up to ``limit`` records that ended more than ``kept`` seconds ago. Returns how many went."""
         with self._changed:
-            old = [row for row in self._rows.values() if row.finished_at and row.finished_at < micros(before)]
-            old.sort(key=lambda row: row.finished_at or 0)
-            for row in old[:limit]:
+            before = micros(now - kept)
+            old = [
+                (ended, row) for row in self._rows.values() if (ended := row.finished_at) and ended < before
+            ]
+            old.sort(key=lambda each: each[0])
+            for ended, row in old[:limit]:
                 del self._rows[row.task_id]
                 self._events.pop(row.task_id, None)
+                self._gone.remember(Gone(row.task_id, row.owner, moment(ended + micros(kept))), now + kept)
             return len(old[:limit])
+
+    def trim_traces(self, now: float) -> None:
+        """Delete keys that have expired, and forget records that expired long ago."""
+        with self._changed:
+            self._keys.trim(now)
+            self._gone.trim(now)
+
+    def gone(self, task_ids: Iterable[str]) -> list[Gone]:
+        """What is remembered of those of these tasks whose records have expired."""
+        with self._changed:
+            missing = [task_id for task_id in task_ids if task_id not in self._rows]
+            return list(self._gone.fetch(missing, self.now()))
+
+    def claim_key(self, key: str, fingerprint: str, task_id: str, expires: float) -> KeyClaim:
+        """Take a key that is free, for so many seconds; whose it is now."""
+        with self._changed:
+            return self._keys.claim(key, fingerprint, task_id, self.now(), expires)
+
+    def release_key(self, key: str, task_id: str) -> None:
+        """Free a key, if it still is this task's."""
+        with self._changed:
+            self._keys.release(key, task_id)
 
     def _existing(self, task_ids: Iterable[str]) -> Iterator[Row]:
         return (row for task_id in task_ids if (row := self._rows.get(task_id)))

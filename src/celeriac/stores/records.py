@@ -13,6 +13,7 @@ __all__ = [
     "READY_STATES",
     "Attempt",
     "EventDraft",
+    "Gone",
     "Progress",
     "RecordFilter",
     "RecordPage",
@@ -169,6 +170,15 @@ class TaskEvent:
     task_id: str
     kind: Literal["state", "progress", "value"]
     data: Any
+    at: datetime
+
+
+@dataclass(frozen=True, slots=True)
+class Gone:
+    """What is left of a task whose record has expired: whose it was, and when it expired (UTC)."""
+
+    task_id: str
+    owner: str | None
     at: datetime
 
 

@@ -15,17 +15,27 @@ from celeriac.errors import StoreUnavailable
 from celeriac.redis.link import Link
 from celeriac.redis.scripts import Script
 from celeriac.redis.server import Server
+from celeriac.stores import redis_keys
 from celeriac.stores import redis_layout as layout
 from celeriac.stores.base import CancellationFeed, Store, Watch, not_open
 from celeriac.stores.chord_batches import PartBatches
 from celeriac.stores.chords import ChordClaim, ChordPart
-from celeriac.stores.records import EventDraft, RecordFilter, RecordPage, TaskEvent, TaskRecord, Transition
+from celeriac.stores.keys import KeyClaim
+from celeriac.stores.records import (
+    EventDraft,
+    Gone,
+    RecordFilter,
+    RecordPage,
+    TaskEvent,
+    TaskRecord,
+    Transition,
+)
 from celeriac.stores.redis_chords import ChordTimes, RedisChords
 from celeriac.stores.redis_errors import store_errors
 from celeriac.stores.redis_list import Listing
 from celeriac.stores.redis_rows import Kept, news, stock_step, to_redis_event, to_redis_record
 from celeriac.stores.redis_watch import Watchers
-from celeriac.stores.rows import micros, parse_number
+from celeriac.stores.rows import parse_number
 
 __all__ = ["RedisStore"]
 
@@ -198,12 +208,12 @@ class RedisStore(Store):
         return sum(await self._run_slices(layout.FORGET, slices))
 
     async def trim(self) -> int:
+        now = time.time()
         self._trim_at = time.monotonic() + _TRIM_PAUSE
-        before = "" if self.expires is None else micros(time.time() - self.expires)
         total = 0
         looks, compared = _TRIMMED, _COMPARED
         for _ in range(_TRIM_SLICES):
-            arguments = [self._prefix, before, looks, compared]
+            arguments = layout.trim_arguments(self._prefix, self.expires, now, looks=looks, compared=compared)
             removed, complete, *stock = await self._run(layout.TRIM, arguments)
             if stock:
                 await self._read([task_id.decode() for task_id in stock])
@@ -216,6 +226,19 @@ class RedisStore(Store):
             if not (looks or compared):
                 break
         return total
+
+    async def gone(self, task_ids: Sequence[str]) -> Mapping[str, Gone]:
+        link = self._opened()
+        reading = [
+            redis_keys.gone(link, self._prefix, self.expires, part) for part in _slices(task_ids, _READ)
+        ]
+        return {each.task_id: each for part in reading for each in await part}
+
+    async def claim_key(self, key: str, fingerprint: str, task_id: str, *, expires: float) -> KeyClaim:
+        return await redis_keys.claim_key(self._opened(), self._prefix, key, fingerprint, task_id, expires)
+
+    async def release_key(self, key: str, task_id: str) -> None:
+        await redis_keys.release_key(self._opened(), self._prefix, key, task_id)
 
     async def set_chord_size(self, group_id: str, size: int) -> None:
         await self._chords.set_size(self._opened(), group_id, size, self._chord_times)

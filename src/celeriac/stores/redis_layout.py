@@ -15,10 +15,13 @@ from celeriac.stores.rows import CANCELLED, error_of, micros
 __all__ = [
     "APPEND",
     "CANCEL",
+    "CLAIM_KEY",
     "EVENTS",
     "FORGET",
     "GET",
+    "GONE",
     "LIST",
+    "RELEASE_KEY",
     "TRANSITION",
     "TRIM",
     "Argument",
@@ -26,8 +29,10 @@ __all__ = [
     "cancel_arguments",
     "clean",
     "expiry",
+    "gone_arguments",
     "key_prefix",
     "transition_arguments",
+    "trim_arguments",
 ]
 
 Argument = str | bytes | int
@@ -41,7 +46,10 @@ GET = Script.load("celeriac.stores", "lua/record.lua", "lua/get.lua")
 LIST = Script.load("celeriac.stores", "lua/record.lua", "lua/list.lua")
 EVENTS = Script.load("celeriac.stores", "lua/record.lua", "lua/events.lua")
 FORGET = Script.load("celeriac.stores", "lua/record.lua", "lua/remove.lua", "lua/forget.lua")
-TRIM = Script.load("celeriac.stores", "lua/record.lua", "lua/remove.lua", "lua/trim.lua")
+TRIM = Script.load("celeriac.stores", "lua/record.lua", "lua/remove.lua", "lua/expired.lua", "lua/trim.lua")
+GONE = Script.load("celeriac.stores", "lua/record.lua", "lua/expired.lua", "lua/gone.lua")
+CLAIM_KEY = Script.load("celeriac.stores", "lua/record.lua", "lua/claim_key.lua")
+RELEASE_KEY = Script.load("celeriac.stores", "lua/record.lua", "lua/release_key.lua")
 
 
 def key_prefix(options: Mapping[str, Any]) -> str:
@@ -149,3 +157,21 @@ def cancel_arguments(
         _celery_time(now),
         *map(clean, task_ids),
     ]
+
+
+def trim_arguments(
+    prefix: str, expires: float | None, now: float, *, looks: int, compared: int
+) -> list[Argument]:
+    """The arguments of ``TRIM``: how many records to look at, and how many to compare."""
+    kept = expiry(expires)
+    return [prefix, _expired_before(kept, now), looks, compared, kept]
+
+
+def gone_arguments(prefix: str, expires: float | None, now: float, task_ids: Iterable[str]) -> list[Argument]:
+    """The arguments of ``GONE``."""
+    kept = expiry(expires)
+    return [prefix, kept, _expired_before(kept, now), *map(clean, task_ids)]
+
+
+def _expired_before(kept: Argument, now: float) -> Argument:
+    return "" if kept == "" else micros(now - int(kept))

@@ -13,15 +13,34 @@ from celery import states
 from sqlalchemy.engine import Connection
 
 from celeriac.errors import BrokerUnavailable, StoreUnavailable
-from celeriac.sql import chords, event_log, groups, records
+from celeriac.sql import chords, event_log, gone, groups, keys, records
 from celeriac.sql.database import Database
 from celeriac.sql.transitions import apply_transitions
 from celeriac.stores.base import CancellationFeed, Store, Watch, not_open
 from celeriac.stores.chord_batches import PartBatches
 from celeriac.stores.chords import REMEMBERED, ChordClaim, ChordPart
 from celeriac.stores.entries import to_claims, to_entries, to_event_rows, to_part_rows
-from celeriac.stores.records import EventDraft, RecordFilter, RecordPage, TaskEvent, TaskRecord, Transition
-from celeriac.stores.rows import CANCELLED, Row, error_of, parse_number, search_parts, to_event, to_record
+from celeriac.stores.keys import KeyClaim
+from celeriac.stores.records import (
+    EventDraft,
+    Gone,
+    RecordFilter,
+    RecordPage,
+    TaskEvent,
+    TaskRecord,
+    Transition,
+)
+from celeriac.stores.rows import (
+    CANCELLED,
+    Row,
+    error_of,
+    micros,
+    moment,
+    parse_number,
+    search_parts,
+    to_event,
+    to_record,
+)
 from celeriac.stores.scans import Scans
 from celeriac.stores.tail import Tail
 
@@ -33,6 +52,7 @@ T = TypeVar("T")
 _TRIM_RECORDS = 500
 _TRIM_EVENTS = 5000
 _TRIM_CHORDS = 100
+_TRIM_TRACES = 5000
 
 #: Seconds that an event without a record is left for those who still read the log.
 _ORPHAN_AGE = 3600.0
@@ -158,12 +178,13 @@ class SQLStore(Store):
 
     async def trim(self) -> int:
         now = time.time()
-        trimmed = 0
-        if self.expires is not None:
-            before = now - self.expires
+        trimmed, kept = 0, self.expires
+        if kept is not None:
             trimmed = await self._write(
-                lambda connection: event_log.trim_records(connection, before, _TRIM_RECORDS)
+                lambda connection: event_log.trim_records(connection, now, kept, _TRIM_RECORDS)
             )
+        await self._write(lambda connection: gone.trim(connection, now, _TRIM_TRACES))
+        await self._write(lambda connection: keys.trim(connection, now, _TRIM_TRACES))
         after = self._orphans_after
         self._orphans_after = await self._write(
             lambda connection: event_log.trim_orphans(connection, now - _ORPHAN_AGE, after, _TRIM_EVENTS)
@@ -178,6 +199,22 @@ class SQLStore(Store):
         if self.expires is not None:
             groups_before = now - self.expires
             await self._write(lambda connection: groups.trim(connection, groups_before))
+
+    async def gone(self, task_ids: Sequence[str]) -> Mapping[str, Gone]:
+        now = time.time()
+        found = await self._read(lambda connection: gone.fetch(connection, task_ids, now))
+        return {each.task_id: Gone(each.task_id, each.owner, moment(micros(each.at))) for each in found}
+
+    async def claim_key(self, key: str, fingerprint: str, task_id: str, *, expires: float) -> KeyClaim:
+        now = time.time()
+        held = await self._write(
+            lambda connection: keys.claim(connection, key, fingerprint, task_id, now, expires)
+        )
+        new = (held.task_id, held.fingerprint) == (task_id, fingerprint)
+        return KeyClaim(held.task_id, held.fingerprint, moment(micros(held.at)), new)
+
+    async def release_key(self, key: str, task_id: str) -> None:
+        await self._write(lambda connection: keys.release(connection, key, task_id))
 
     async def set_chord_size(self, group_id: str, size: int) -> None:
         now = time.time()

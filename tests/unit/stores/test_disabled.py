@@ -1,4 +1,4 @@
-"""An app without a result backend: chords are refused, in a sentence, and what stray parts do is said."""
+"""An app without a result backend: what needs one is refused, in a sentence; what stray parts do is said."""
 
 from __future__ import annotations
 
@@ -31,3 +31,11 @@ async def test_parts_of_others_chords_are_not_counted_and_somebody_learns_why(
     (record,) = caplog.records
     assert "chord g" in record.getMessage()
     assert "result_backend" in record.getMessage()
+
+
+async def test_an_idempotency_key_needs_a_result_backend() -> None:
+    store = DisabledStore()
+    with pytest.raises(ConfigurationError, match="idempotency key needs a result backend"):
+        await store.claim_key("key", "print", "task", expires=60)
+    await store.release_key("key", "task")
+    assert await store.gone(["task"]) == {}

@@ -8,6 +8,8 @@
 --   celeriac:index:state:<state>, celeriac:index:name:<name>, celeriac:index:queue:<queue>, celeriac:index:owner:<owner>
 --                            sets    ids
 --   celeriac:cancelled       zset    id -> when it was marked or revoked, in epoch seconds of the server
+--   celeriac:expired:<id>    string  of a task whose record has expired, a MessagePack array: its owner, and when it expired
+--   celeriac:key:<key>       string  of an idempotency key, a MessagePack array: its task, the fingerprint, and since when
 --   celeriac:numbers         hash    last: the newest number; lead: by how much a number is ahead of its enqueued_at at most;
 --                                    trimmed, looked: how far the clean-ups have come
 -- Channels:
@@ -24,6 +26,8 @@ local EVENTS = PREFIX .. 'celeriac:events:'
 local INDEX = PREFIX .. 'celeriac:index'
 local CANCELLED = PREFIX .. 'celeriac:cancelled'
 local FORGOTTEN = PREFIX .. 'celeriac:forgotten'
+local EXPIRED = PREFIX .. 'celeriac:expired:'
+local KEY = PREFIX .. 'celeriac:key:'
 local NUMBERS = PREFIX .. 'celeriac:numbers'
 
 -- Places in the array; '' where there is nothing. Times are microseconds since the epoch.

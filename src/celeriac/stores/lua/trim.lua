@@ -1,18 +1,29 @@
 -- Delete what has expired, and find records that do not say what stock workers have written.
 --
 -- ARGV[2]: the time before which a finished record has expired (microseconds), '' for none; ARGV[3]: how many records to
--- look at whether they have expired; ARGV[4]: about how many to compare. Gives how many were deleted, whether there is no
--- more to look at, then the ids.
+-- look at whether they have expired; ARGV[4]: about how many to compare; ARGV[5]: for how many seconds records are kept, ''
+-- for ever. Gives how many were deleted, whether there is no more to look at, then the ids.
 
 local answer = { 0, 0 }
 local before = tonumber(ARGV[2])
 local progress = call('HMGET', NUMBERS, 'trimmed', 'looked', 'lead')
+
+-- Remember for as long again that it has expired; what somebody has deleted is forgotten.
+local function remember(id, row)
+  local at = row and expired_at(row, ARGV[5], ARGV[2])
+  if at then
+    call('SET', EXPIRED .. id, pack({ row[OWNER], at }), 'EX', ARGV[5])
+  else
+    call('DEL', EXPIRED .. id)
+  end
+end
 
 local function trim(id)
   local row = load(id)
   local finished = row and tonumber(row[FINISHED])
   local gone = not row or (finished and call('EXISTS', META .. id) == 0)
   if gone or (finished and before and finished < before) then
+    remember(id, row)
     remove(id)
     answer[1] = answer[1] + 1
   end

@@ -16,6 +16,8 @@ from celeriac.testing.contract.store_attempts import AttemptCases
 from celeriac.testing.contract.store_cancelling import CancellingCases
 from celeriac.testing.contract.store_chords import ChordCases
 from celeriac.testing.contract.store_events import EventCases
+from celeriac.testing.contract.store_gone import GoneCases
+from celeriac.testing.contract.store_keys import KeyCases
 from celeriac.testing.contract.store_lists import ListCases
 from celeriac.testing.contract.store_transitions import TransitionCases
 from celeriac.testing.contract.store_watching import WatchingCases
@@ -24,7 +26,15 @@ __all__ = ["StoreContract"]
 
 
 class StoreContract(
-    TransitionCases, AttemptCases, EventCases, WatchingCases, CancellingCases, ListCases, ChordCases
+    TransitionCases,
+    AttemptCases,
+    EventCases,
+    WatchingCases,
+    CancellingCases,
+    ListCases,
+    ChordCases,
+    KeyCases,
+    GoneCases,
 ):
     """All cases.
 
