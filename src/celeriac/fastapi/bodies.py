@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import inspect
 import types
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Annotated, Any, Union, get_args, get_origin
 
 from fastapi import Body
@@ -14,7 +14,7 @@ from pydantic.errors import PydanticInvalidForJsonSchema, PydanticUserError
 from celeriac.errors import ConfigurationError
 from celeriac.task import Task
 
-__all__ = ["CallBody"]
+__all__ = ["CallBody", "annotation_of"]
 
 _Kind = inspect.Parameter
 _VARIADIC: Mapping[Any, str] = {_Kind.VAR_POSITIONAL: "*", _Kind.VAR_KEYWORD: "**"}
@@ -31,7 +31,7 @@ class CallBody:
 
     def __init__(self, task: Task[..., Any]) -> None:
         self._parameters = task.schema.parameters
-        annotations = {each.name: _annotation(task, each) for each in self._parameters}
+        annotations = {each.name: annotation_of(task, each) for each in self._parameters}
         self._whole = len(annotations) == 1 and _is_model(*annotations.values())
         #: ``body`` for the signature of an endpoint; ``None`` for a task that takes nothing.
         self.parameter: inspect.Parameter | None = None
@@ -84,17 +84,19 @@ def _endpoint_parameter(annotation: Any, default: Any) -> inspect.Parameter:
     return _Kind("body", _Kind.KEYWORD_ONLY, annotation=annotation, default=default)
 
 
-def _annotation(task: Task[..., Any], parameter: inspect.Parameter) -> Any:
-    """The annotation of a parameter that a body can fill. Raises ConfigurationError for any other."""
+def annotation_of(
+    task: Task[..., Any], parameter: inspect.Parameter, change: Callable[[Any], Any] = lambda it: it
+) -> Any:
+    """The annotation of a parameter that a body can fill, changed. Raises ConfigurationError for any other."""
     where = (
         f"{task.name} cannot be exposed: its parameter {_VARIADIC.get(parameter.kind, '')}{parameter.name}"
     )
     if parameter.kind in _VARIADIC:
         raise ConfigurationError(
-            f"{where} has no place in a JSON body; take a list, a dict or a pydantic model instead."
+            f"{where} has no place in a body; take a list, a dict or a pydantic model instead."
         )
     try:
-        annotation = task.schema.annotation(parameter)
+        annotation = change(task.schema.annotation(parameter))
     except Exception as exc:
         raise ConfigurationError(
             f"{where} is annotated with {parameter.annotation!r}, which cannot be resolved ({exc});"

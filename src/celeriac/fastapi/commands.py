@@ -45,7 +45,7 @@ def add_commands(router: APIRouter, celery: Celery, access: Access) -> None:
         response_model=Retried,
         responses=describe(
             _404=UNKNOWN,
-            _409="The task has not finished, or its record does not say what to run.",
+            _409="The task has not finished, its record does not say what to run, or its uploads are gone.",
             _422="The recorded arguments do not fit the task any more.",
             _503=UNAVAILABLE,
         ),

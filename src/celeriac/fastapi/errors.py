@@ -55,6 +55,9 @@ _KINDS: Mapping[type[Exception], _Kind] = {
     errors.ResultTimeout: _Kind(504, "result-timeout", "Task not finished"),
     errors.StoreUnavailable: _Kind(503, "store-unavailable", "Store unavailable", retry_after=5),
     errors.BrokerUnavailable: _Kind(503, "broker-unavailable", "Broker unavailable", retry_after=5),
+    errors.UploadTooLarge: _Kind(413, "upload-too-large", "Upload too large"),
+    errors.UploadGone: _Kind(409, "upload-gone", "Upload gone"),
+    errors.StorageUnavailable: _Kind(503, "storage-unavailable", "Storage unavailable", retry_after=5),
     errors.PublishTimeout: _Kind(503, "publish-timeout", "Publish timed out", retry_after=5),
 }
 

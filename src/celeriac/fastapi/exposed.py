@@ -18,6 +18,7 @@ from celeriac.fastapi.access import Access
 from celeriac.fastapi.bodies import CallBody
 from celeriac.fastapi.endpoints import UNAVAILABLE
 from celeriac.fastapi.errors import describe
+from celeriac.fastapi.forms import FormBody
 from celeriac.fastapi.links import path_of, seen_path, up
 from celeriac.fastapi.models import TaskAccepted, TaskLinks, TaskStatus, error_of
 from celeriac.fastapi.results import RETRY_AFTER, Wait, awaited, problem_of_end
@@ -63,7 +64,7 @@ class Exposed:
 
     def accepting(self) -> Callable[..., Any]:
         """The endpoint that enqueues the task, with a signature made from the task's. Raises ConfigurationError."""
-        call_body = CallBody(self.task)
+        call_body = FormBody(self.task) if self.task.schema.takes_files else CallBody(self.task)
 
         async def accept(
             request: Request, response: Response, caller: str | None, body: Any = None
@@ -112,7 +113,7 @@ class Exposed:
         # What is between the brackets is known at run time alone.
         return TaskStatus.__class_getitem__(result)  # type: ignore[return-value]
 
-    def _dump(self, call_body: CallBody, body: Any) -> tuple[list[Any], dict[str, Any]]:
+    def _dump(self, call_body: CallBody | FormBody, body: Any) -> tuple[list[Any], dict[str, Any]]:
         try:
             return self.task.schema.dump(*call_body.arguments(body))
         except InvalidArguments as exc:

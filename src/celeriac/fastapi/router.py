@@ -14,6 +14,7 @@ from celeriac.fastapi.commands import add_closed_commands, add_commands
 from celeriac.fastapi.endpoints import add_events, add_list, add_record
 from celeriac.fastapi.errors import ProblemRoute
 from celeriac.fastapi.exposed import ACCEPTED, Exposed
+from celeriac.fastapi.limits import TOO_LARGE, limited_route
 from celeriac.fastapi.models import TaskAccepted
 from celeriac.fastapi.results import LONGEST_WAIT, add_result, responses
 from celeriac.task import EnqueueOptions, Task
@@ -157,7 +158,7 @@ class TasksRouter(APIRouter):
         more: Mapping[int | str, dict[str, Any]],
         shared: dict[str, Any],
     ) -> None:
-        status = exposed.telling()
+        status, takes_files = exposed.telling(), exposed.task.schema.takes_files
         self.add_api_route(
             f"{exposed.path.rstrip('/')}/{{task_id}}",
             status,
@@ -177,7 +178,8 @@ class TasksRouter(APIRouter):
             summary=summary,
             description=description or exposed.task.function.__doc__ or "",
             response_model=TaskAccepted,
-            responses={**ACCEPTED, **more},
+            responses={**ACCEPTED, **(TOO_LARGE if takes_files else {}), **more},
+            route_class_override=limited_route(self._celery) if takes_files else None,
             **shared,
         )
         # Before the router's own, whose parameters would swallow a path like /orders/cancel.
