@@ -93,7 +93,7 @@ def annotation_of(
     )
     if parameter.kind in _VARIADIC:
         raise ConfigurationError(
-            f"{where} has no place in a body; take a list, a dict or a pydantic model instead."
+            f"{where} has no place in a JSON body; take a list, a dict or a pydantic model instead."
         )
     try:
         annotation = change(task.schema.annotation(parameter))
