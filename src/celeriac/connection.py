@@ -11,7 +11,6 @@ from celeriac import compat
 from celeriac.brokers.base import Broker
 from celeriac.brokers.urls import broker_for
 from celeriac.calls import CallBuilder
-from celeriac.config import Settings
 from celeriac.publisher import Publisher
 from celeriac.sent import SentEvents, announcing
 from celeriac.stores.base import Store
@@ -90,15 +89,23 @@ class Connections:
         settings = self._app.settings
         return broker_for(settings.broker_url, lease=settings.lease, options=settings.transport_options)
 
-    async def _open(self) -> Connection:
-        # In a thread: reading the configuration imports modules.
-        settings = await asyncio.to_thread(self._load)
-        broker = self.make_broker()
-        store = store_for(
+    def make_store(self) -> Store:
+        """A store of the app's settings, not open yet."""
+        settings = self._app.settings
+        return store_for(
             settings.result_backend or "disabled://",
             expires=settings.result_expires,
             options=settings.result_transport_options,
         )
+
+    def make_publisher(self, broker: Broker, store: Store) -> Publisher:
+        """What publishes through a broker and a store."""
+        return Publisher(broker, store, deadline=self._app.settings.publish_deadline)
+
+    async def _open(self) -> Connection:
+        # In a thread: reading the configuration imports modules.
+        await asyncio.to_thread(self._load)
+        broker, store = self.make_broker(), self.make_store()
         store.chord_claim = claim_seconds(self._app.conf.result_chord_join_timeout)
         store.chord_expires = self._app.conf.result_chord_expires
         # Canvas asks for it on the loop, and finding its class reads files.
@@ -111,12 +118,10 @@ class Connections:
             raise
         if self._app.conf.task_send_sent_event:
             broker = announcing(broker, await asyncio.to_thread(SentEvents, self._app))
-        publisher = Publisher(broker, store, deadline=settings.publish_deadline)
         calls = CallBuilder(self._app, self._app.propagation, self.now)
-        return Connection(broker, store, publisher, calls)
+        return Connection(broker, store, self.make_publisher(broker, store), calls)
 
-    def _load(self) -> Settings:
-        settings: Settings = self._app.settings
+    def _load(self) -> None:
+        _ = self._app.settings
         self._app.finalize(auto=True)
         _ = self._app.propagation, self._app.amqp.router, self._app.amqp.default_queue, self._app.timezone
-        return settings

@@ -154,7 +154,7 @@ class ResultTimeout(TaskError, celery_exceptions.TimeoutError, TimeoutError):  #
     """The task was not ready in time; it goes on."""
 
 
-class StillRunning(TaskError, TimeoutError):
+class StillRunning(TaskError):
     """Tasks that a test waited for did not end in time."""
 
 

@@ -20,7 +20,7 @@ def pytest_configure(config: pytest.Config) -> None:
     """Make the mark known."""
     config.addinivalue_line(
         "markers",
-        "celeriac(mode=…, raise_errors=…, timeout=…, at=…): how celery_in_memory runs the tasks of this test.",
+        "celeriac(mode=…, raise_errors=…, timeout=…, schedule=…, at=…): how celery_in_memory runs this test's tasks.",
     )
 
 

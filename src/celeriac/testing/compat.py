@@ -18,7 +18,7 @@ from celeriac.timing import Now
 __all__ = ["elsewhere"]
 
 #: Attributes of the app, Celery's and ours, that follow from the broker, the result backend and other settings.
-_CACHED = ("amqp", "propagation", "settings")
+_CACHED = ("amqp", "propagation", "settings", "uploads")
 
 
 class _Overridden(Settings):  # type: ignore[misc]

@@ -84,15 +84,15 @@ class ObservedQueues(MemoryQueues):
                 if message.draft.task and message.state == LEASED
             ]
 
-    def next_task_due(self) -> float | None:
-        """When the next task that waits for its time is due."""
+    def delayed_tasks(self) -> list[tuple[float, Draft]]:
+        """What waits for its time, and when that is; the earliest first."""
         with self._lock:
-            dues = [
-                message.due
+            found = [
+                (message.due, message.draft)
                 for message in self._messages.values()
                 if message.draft.task and message.state == DELAYED and message.due is not None
             ]
-        return min(dues, default=None)
+        return sorted(found, key=lambda entry: entry[0])
 
 
 class ObservedRecords(MemoryRecords):

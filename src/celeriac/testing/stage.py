@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import math
 from collections.abc import AsyncIterator, Callable, Collection, Iterator
 from contextlib import asynccontextmanager, contextmanager
 from typing import Any, Literal
@@ -18,6 +19,7 @@ from celeriac.testing.clock import Clock
 from celeriac.testing.compat import elsewhere
 from celeriac.testing.inline import StagedConnections
 from celeriac.testing.queues import ObservedQueues, ObservedRecords
+from celeriac.testing.schedule import Schedule
 from celeriac.worker.embedded import run_embedded
 from celeriac.worker.service import Service
 
@@ -41,6 +43,7 @@ _SETTINGS: dict[str, Any] = {
     # A test has nobody else who might know the task.
     "celeriac_unknown_task_grace": 0.0,
     "celeriac_shutdown_grace": 0.0,
+    "celeriac_upload_storage_options": {},
     "redis_backend_use_ssl": None,
     "result_backend_transport_options": {},
     "task_always_eager": False,
@@ -52,14 +55,24 @@ class Stage:
     """One app's tasks in memory, for one test.
 
     ``timeout`` is how many seconds tasks may take. ``raise_errors``: whether whoever waits for tasks is told of their
-    failures.
+    failures. ``schedule``: whether the entries of ``beat_schedule`` are sent at their times.
     """
 
     def __init__(
-        self, celery: Any, app: Any, *, mode: Mode, raise_errors: bool, timeout: float, clock: Clock
+        self,
+        celery: Any,
+        app: Any,
+        *,
+        mode: Mode,
+        raise_errors: bool,
+        timeout: float,
+        schedule: bool,
+        clock: Clock,
     ) -> None:
         self.celery = celery
-        self.mode = mode
+        self.mode: str = mode
+        #: Of the queues and the records, in this process.
+        self.name = f"test-{uuid4().hex}"
         self.clock = clock
         self.timeout = timeout
         self.on_failure: Callable[[str], None] | None = None
@@ -67,6 +80,8 @@ class Stage:
         self._raise_errors = raise_errors
         self._failed: list[str] = []
         self._open = mode != "held"
+        self._has_schedule = schedule
+        self._schedule: Schedule | None = None
         self.workers: list[tuple[asyncio.AbstractEventLoop, Service]] = []
         self.queues = ObservedQueues(clock.now)
         self.records = ObservedRecords(clock.now)
@@ -75,16 +90,17 @@ class Stage:
     @contextmanager
     def set_up(self) -> Iterator[None]:
         """Take the app from its servers, and give it back. Imports the app's modules: not for the event loop."""
-        name = f"test-{uuid4().hex}"
+        name = self.name
         self.queues.share(name)
         self.records.share(name)
         url = f"memory://{name}"
-        settings = {**_SETTINGS, "broker_url": url, "result_backend": url}
-        run = self.wait_for if self.mode == "inline" else None
+        settings = {**_SETTINGS, "broker_url": url, "result_backend": url, "celeriac_upload_url": url}
         self.queues.retries_at_once = self.mode == "inline"
-        connections = StagedConnections(self.celery, self.clock.now, run)
+        connections = StagedConnections(self.celery, self)
         try:
             with elsewhere(self.celery, settings, connections, self.clock.now), self._beside_its_lifespan():
+                if self._has_schedule:
+                    self._schedule = Schedule(self.celery, self.clock)
                 yield
         finally:
             for shared in (MemoryQueues, MemoryTopology, MemoryRecords):
@@ -166,12 +182,21 @@ class Stage:
         target = self.clock.now() + seconds
         if self._open:
             await self.idle()
-            while (due := self.queues.next_task_due()) is not None and due <= target:
-                self.clock.set(due)
-                self.queues.wake()
+        while (due := self._next_due()) <= target:
+            self.clock.set(due)
+            self.queues.wake()
+            if self._schedule is not None:
+                await self._schedule.send_due()
+            if self._open:
                 await self.idle()
         self.clock.set(target)
         self.queues.wake()
+
+    def _next_due(self) -> float:
+        """When the next thing happens by itself: a task falls due, or the schedule sends one."""
+        delayed = self.queues.delayed_tasks() if self._open else None
+        due = delayed[0][0] if delayed else math.inf
+        return due if self._schedule is None else min(due, self._schedule.next_due())
 
     async def _until(self, busy: Callable[[], list[str]], *, runners: bool = True) -> None:
         """Wait until nobody is busy. Raises StillRunning."""
@@ -194,7 +219,7 @@ class Stage:
                     else:
                         return
         except TimeoutError:
-            raise StillRunning(self._complaint(busy())) from None
+            raise StillRunning(f"The tasks were not done {self.complaint(busy())}") from None
         finally:
             stop()
 
@@ -206,7 +231,8 @@ class Stage:
     def _runners(self, loop: asyncio.AbstractEventLoop) -> set[asyncio.Task[None]]:
         return {runner for at, service in self.workers if at is loop for runner in service.runners}
 
-    def _complaint(self, ids: Collection[str]) -> str:
+    def complaint(self, ids: Collection[str]) -> str:
+        """Why a test has waited for these tasks in vain, as the end of a sentence."""
         running = {each.id: each for _, service in self.workers for each in service.held}
         parts = [
             f"{each.name}[{each.id}] still runs, after {each.runtime:.1f} s" for each in running.values()
@@ -216,11 +242,14 @@ class Stage:
             for draft in self.queues.unfinished()
             if draft.task_id in ids and draft.task_id not in running
         ]
-        what = "; ".join([*parts, *waiting]) or "a worker has not finished"
-        return (
-            f"Within {self.timeout:g} s the tasks were not done: {what}. "
-            "If they need longer, give in_memory(…, timeout=…) more seconds."
-        )
+        delayed = [
+            f"{draft.task}[{draft.task_id}] is due in {due - self.clock.now():g} s by the test's clock, which stands "
+            "still until clock.advance(…) moves it"
+            for due, draft in self.queues.delayed_tasks()
+            if draft.task_id in ids
+        ]
+        what = "; ".join([*parts, *waiting, *delayed]) or "a worker has not finished"
+        return f"within {self.timeout:g} s: {what}. If tasks need longer, give in_memory(…, timeout=…) more seconds."
 
     def _note(self, step: Transition) -> None:
         self._failed.append(step.task_id)

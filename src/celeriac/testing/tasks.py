@@ -6,7 +6,7 @@ import asyncio
 from collections.abc import Callable, Coroutine
 from contextlib import AsyncExitStack, ExitStack
 from datetime import UTC, datetime, timedelta
-from typing import Any
+from typing import Any, get_args
 
 from kombu.serialization import prepare_accept_content
 
@@ -211,6 +211,7 @@ def in_memory(
     mode: Mode = "worker",
     raise_errors: bool = False,
     timeout: float = 5.0,
+    schedule: bool = False,
     at: datetime | None = None,
 ) -> InMemory:
     """Run an app's tasks in memory, for one test: no server, no file; afterwards the app is as it was.
@@ -224,10 +225,25 @@ def in_memory(
         mode: ``"worker"`` runs tasks in the background as soon as they are due. ``"inline"`` has ``enqueue`` return
             when the task has run, retries and all. ``"held"`` runs nothing before ``run_until_idle``.
         raise_errors: Whether ``idle`` and its kin, and inline ``enqueue``, raise what a task has raised.
-        timeout: Seconds that tasks may take until ``idle`` and its kin raise StillRunning.
+        timeout: Seconds that tasks may take until ``idle`` and its kin, and whoever waits for a result, raise
+            StillRunning.
+        schedule: Whether the entries of ``beat_schedule`` are sent when the clock is moved past their times.
         at: The time of the test, which stands still; now, if not given.
+
+    Raises:
+        ValueError: There is no such mode.
     """
-    stage = Stage(celery, app, mode=mode, raise_errors=raise_errors, timeout=timeout, clock=Clock(at))
+    if mode not in get_args(Mode):
+        raise ValueError(f"There is no mode {mode!r}: it is one of {', '.join(get_args(Mode))}.")
+    stage = Stage(
+        celery,
+        app,
+        mode=mode,
+        raise_errors=raise_errors,
+        timeout=timeout,
+        schedule=schedule,
+        clock=Clock(at),
+    )
     return InMemory(stage)
 
 

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import asyncio
 from datetime import UTC, datetime, timedelta
 from typing import Any
 
 import pytest
+from celery.schedules import crontab
 
 from celeriac import Celery
+from celeriac.errors import ResultTimeout, StillRunning
 from celeriac.testing import in_memory
 
 
@@ -120,3 +123,51 @@ async def test_a_running_task_keeps_its_lease_however_far_the_clock_is_moved(cel
         await tasks.clock.advance(days=365)
         assert await handle.state() == "SUCCESS"
         assert runs == [1]
+
+
+async def test_the_schedule_is_kept_when_the_test_wants_it(celery: Celery) -> None:
+    ran: list[tuple[str, str]] = []
+
+    async with in_memory(celery, at=datetime(2030, 1, 1, 2, 30, tzinfo=UTC)) as tasks:
+        await tasks.clock.advance(hours=24)
+        assert tasks.enqueued == []
+
+    celery.conf.beat_schedule = {
+        "nightly": {"task": "note", "schedule": crontab(hour=3, minute=0), "args": ("nightly",)},
+        "often": {"task": "note", "schedule": 3600.0, "kwargs": {"what": "often"}},
+    }
+
+    @celery.task(name="note", bind=True)
+    async def note(self: Any, what: str) -> None:
+        ran.append((what, f"{celery.now():%H:%M:%S.%f}"))
+
+    for mode in ("worker", "held"):
+        async with in_memory(
+            celery, mode=mode, schedule=True, at=datetime(2030, 1, 1, 2, 30, tzinfo=UTC)
+        ) as tasks:
+            await tasks.clock.advance(hours=2)
+            assert [f"{call.at:%H:%M:%S.%f}" for call in tasks.enqueued] == [
+                "03:00:00.000000",
+                "03:30:00.000000",
+                "04:30:00.000000",
+            ]
+    assert ran == [
+        ("nightly", "03:00:00.000000"),
+        ("often", "03:30:00.000000"),
+        ("often", "04:30:00.000000"),
+    ]
+
+
+async def test_who_waits_for_a_time_that_never_comes_is_told(celery: Celery) -> None:
+    @celery.task
+    async def nothing() -> None: ...
+
+    async with in_memory(celery, timeout=0.1) as tasks:
+        handle = await nothing.using(countdown=60).enqueue()
+        with pytest.raises(StillRunning, match=r"is due in 60 s by the test's clock.*until clock.advance"):
+            await handle.result()
+        with pytest.raises(ResultTimeout):
+            await handle.result(0.01)
+        waiting = asyncio.create_task(handle.result())
+        await tasks.clock.advance(minutes=1)
+        assert await waiting is None
