@@ -35,6 +35,7 @@ _PACKAGES = (
     "pydantic",
     "fastapi",
     "uvicorn",
+    "httptools",
     "uvloop",
     "redis",
     "hiredis",

@@ -20,6 +20,9 @@ class Scale:
     stock_settings: int
     enqueued: int
     delayed: int
+    #: How often each endpoint gets requests, and for how long.
+    endpoint_rounds: int
+    endpoint_seconds: float
     samples: int
     pause: float
     sleepers: int
@@ -48,6 +51,8 @@ FULL = Scale(
     stock_settings=4,
     enqueued=20_000,
     delayed=2_000,
+    endpoint_rounds=5,
+    endpoint_seconds=5.0,
     samples=200,
     pause=0.03,
     sleepers=10_000,
@@ -70,6 +75,8 @@ QUICK = Scale(
     stock_settings=1,
     enqueued=10_000,
     delayed=1_000,
+    endpoint_rounds=1,
+    endpoint_seconds=3.0,
     samples=60,
     pause=0.03,
     sleepers=10_000,

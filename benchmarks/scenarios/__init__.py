@@ -7,6 +7,7 @@ from collections.abc import Callable, Iterator
 from benchmarks.report import Row
 from benchmarks.scale import Scale
 from benchmarks.scenarios import (
+    endpoint,
     enqueue,
     growth,
     idle,
@@ -26,6 +27,7 @@ __all__ = ["OPTIONAL", "SCENARIOS"]
 SCENARIOS: dict[str, Callable[[Scale], Iterator[Row]]] = {
     "throughput": throughput.measure,
     "enqueue": enqueue.measure,
+    "endpoint": endpoint.measure,
     "latency": latency.measure,
     "sleepers": sleepers.measure,
     "idle": idle.measure,

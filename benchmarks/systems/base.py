@@ -54,6 +54,13 @@ class Place(ABC):
         """Whether nothing waits any more, and nothing is unacknowledged."""
 
     @abstractmethod
+    def enqueued(self) -> tuple[int, int]:
+        """How many messages and how many records there are, as long as no worker has been there.
+
+        A system that keeps no record of a task that waits has as many of them as messages.
+        """
+
+    @abstractmethod
     def span(self, count: int) -> tuple[float, float] | None:
         """First start and last end in epoch seconds, where the system keeps them.
 

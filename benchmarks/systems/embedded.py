@@ -32,6 +32,12 @@ class EmbeddedPlace(Place):
     def drained(self) -> bool:
         return not self._look("SELECT EXISTS (SELECT 1 FROM celeriac_message)")
 
+    def enqueued(self) -> tuple[int, int]:
+        with closing(sqlite3.connect(self.file)) as connection:
+            return connection.execute(
+                "SELECT (SELECT count(*) FROM celeriac_message), (SELECT count(*) FROM celery_taskmeta)"
+            ).fetchone()  # type: ignore[no-any-return]
+
     def span(self, count: int) -> tuple[float, float] | None:
         with closing(sqlite3.connect(self.file)) as connection:
             succeeded, first, last = connection.execute(

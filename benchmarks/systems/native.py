@@ -28,6 +28,10 @@ class _NativePlace(RedisPlace):
 class _RecordsPlace(_NativePlace):
     """Where each task leaves its result behind."""
 
+    def enqueued(self) -> tuple[int, int]:
+        messages, _ = super().enqueued()
+        return messages, sum(1 for _ in self.server.scan_iter("celeriac:task:*", count=10_000))
+
     def span(self, count: int) -> tuple[float, float] | None:
         results = sum(1 for _ in self.server.scan_iter("celery-task-meta-*", count=10_000))
         if results != count:

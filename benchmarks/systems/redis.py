@@ -53,6 +53,10 @@ class RedisPlace(Place):
     def drained(self) -> bool:
         return self._unfinished(self.server) == 0
 
+    def enqueued(self) -> tuple[int, int]:
+        messages = self._unfinished(self.server)
+        return messages, messages
+
     def span(self, count: int) -> tuple[float, float] | None:
         return None
 

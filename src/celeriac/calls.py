@@ -26,6 +26,7 @@ from celeriac.protocol.body import EncodedBody, compressed, encode_body, json_bo
 from celeriac.protocol.builder import TaskHeaders, TaskMessageBuilder, properties_of
 from celeriac.protocol.codec import dumps, dumps_list, dumps_record
 from celeriac.protocol.message import Message
+from celeriac.protocol.reprs import flat_repr
 from celeriac.routing import Destination, NotNative, RouteTable
 from celeriac.stores.records import Transition
 from celeriac.timing import Now, system_now
@@ -49,8 +50,6 @@ _HEADERS = {
 _EMBED_OPTIONS = ("link", "link_error", "chain", "chord")
 
 _NO_EMBED: Mapping[str, Any] = {"callbacks": None, "errbacks": None, "chain": None, "chord": None}
-
-_PLAIN_TYPES = frozenset({int, float, bool, type(None)})
 
 
 @dataclass(slots=True)
@@ -90,6 +89,7 @@ class CallBuilder:
 
     def __init__(self, app: Any, propagation: Propagation | None = None, now: Now = system_now) -> None:
         self._app = app
+        self._amqp = app.amqp
         self._origin = anon_nodename()
         self._reply_to = app.thread_oid
         self._inherit_priority = bool(app.conf.task_inherit_parent_priority)
@@ -159,7 +159,7 @@ class CallBuilder:
             expires, expiration = self._clock.expiry(task_id, take("expires", None), now, headers)
             _move_headers(options, headers)
         if "argsrepr" not in headers:
-            headers["argsrepr"] = self._repr(tuple(args))
+            headers["argsrepr"] = self._repr(args)
         if "kwargsrepr" not in headers:
             headers["kwargsrepr"] = self._repr(kwargs)
         message = self._message(
@@ -218,19 +218,17 @@ class CallBuilder:
             priority = (request.delivery_info or {}).get("priority")
         return root_id or request.root_id or request.id, parent_id or request.id, priority
 
-    def _repr(self, value: tuple[Any, ...] | Mapping[str, Any]) -> str:
-        """Celery's ``saferepr``; ``repr``, at a twentieth of the price, where the two are the same."""
+    def _repr(self, value: Sequence[Any] | Mapping[str, Any]) -> str:
+        """Celery's ``saferepr`` of arguments."""
         if not value:
             return "{}" if isinstance(value, Mapping) else "()"
-        items = value.values() if isinstance(value, Mapping) else value
-        for item in items:
-            if type(item) not in _PLAIN_TYPES and not (
-                type(item) is str and len(item) < 64 and item.isalnum()
-            ):
-                amqp = self._app.amqp
-                size = amqp.kwargsrepr_maxsize if isinstance(value, Mapping) else amqp.argsrepr_maxsize
-                return str(saferepr(value, size, maxlevels=self._app.conf.task_repr_maxlevels))
-        return repr(value)
+        amqp = self._amqp
+        size = amqp.kwargsrepr_maxsize if isinstance(value, Mapping) else amqp.argsrepr_maxsize
+        text = flat_repr(value, size)
+        if text is None:
+            given = value if isinstance(value, Mapping) else tuple(value)
+            return str(saferepr(given, size, maxlevels=self._app.conf.task_repr_maxlevels))
+        return text
 
 
 def _record(
