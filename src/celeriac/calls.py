@@ -317,9 +317,29 @@ def planned(
 #: The digit that says which kind of UUID it is, from any digit.
 _VARIANT = {digit: "89ab"[int(digit, 16) & 3] for digit in "0123456789abcdef"}
 
+#: Hexadecimal digits of randomness for the next ids: asking the system for each is a tenth of the price of a call.
+_random: list[str] = []
+_RANDOM_DIGITS = 20
+_RANDOM_IDS = 128
+
+# A forked child would make its parent's ids.
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_random.clear)
+
 
 def new_id(now: float | None = None) -> str:
     """A UUID of version 7 (RFC 9562): ids made one after the other are neighbours in a database's index."""
     now = time.time() if now is None else now
-    digits = f"{int(now * 1000):012x}{os.urandom(10).hex()}"
+    try:
+        random = _random.pop()
+    except IndexError:
+        random = _more_random()
+    digits = f"{int(now * 1000):012x}{random}"
     return f"{digits[:8]}-{digits[8:12]}-7{digits[13:16]}-{_VARIANT[digits[16]]}{digits[17:20]}-{digits[20:]}"
+
+
+def _more_random() -> str:
+    digits = os.urandom(_RANDOM_IDS * _RANDOM_DIGITS // 2).hex()
+    first, *others = (digits[at : at + _RANDOM_DIGITS] for at in range(0, len(digits), _RANDOM_DIGITS))
+    _random.extend(others)
+    return first

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import weakref
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
@@ -48,13 +49,20 @@ class Connections:
         #: The time by which the app's calls are due, and its records are dated.
         self.now: Now = system_now
         self._slots: weakref.WeakKeyDictionary[asyncio.AbstractEventLoop, _Slot] = weakref.WeakKeyDictionary()
+        # Whoever asked last is mostly who asks next; a dictionary of weak keys takes ten times as long.
+        self._last: tuple[Callable[[], asyncio.AbstractEventLoop | None], _Slot | None] = (lambda: None, None)
 
     def current(self) -> Connection | None:
         """What is open on the running loop; nothing where no loop runs."""
         try:
-            slot = self._slots.get(asyncio.get_running_loop())
+            loop = asyncio.get_running_loop()
         except RuntimeError:
             return None
+        last, slot = self._last
+        if last() is not loop:
+            slot = self._slots.get(loop)
+            if slot is not None:
+                self._last = weakref.ref(loop), slot
         return slot.connection if slot else None
 
     async def here(self) -> Connection:

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 from fastapi import FastAPI
 
 from celeriac.fastapi import shutdown
+from celeriac.fastapi.garbage import spare_what_stays
 
 if TYPE_CHECKING:
     from celeriac.app import Celery
@@ -27,7 +28,7 @@ async def lifespan(celery: Celery, app: FastAPI) -> AsyncIterator[None]:
     opened, so that a server without its queue does not start.
     """
     async with celery:
-        with shutdown.listen():
+        with shutdown.listen(), spare_what_stays():
             yield
 
 
@@ -51,6 +52,7 @@ def compose(celery: Celery, inner: Lifespan | None = None, *, worker: bool = Fal
             state = await stack.enter_async_context(inner(app)) if inner is not None else None
             if run_worker is not None:
                 await stack.enter_async_context(run_worker(celery))
+            stack.enter_context(spare_what_stays())  # what the inner one has made, too
             yield state
 
     return composed

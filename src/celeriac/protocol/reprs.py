@@ -29,7 +29,9 @@ def flat_repr(values: Sequence[Any] | Mapping[str, Any], limit: int | None) -> s
     """
     try:
         if isinstance(values, Mapping):
-            shown = [f"{_PLAIN[type(key)](key)}: {_PLAIN[type(value)](value)}" for key, value in values.items()]
+            shown = [
+                f"{_PLAIN[type(key)](key)}: {_PLAIN[type(value)](value)}" for key, value in values.items()
+            ]
             text = f"{{{', '.join(shown)}}}"
         else:
             shown = [_PLAIN[type(value)](value) for value in values]

@@ -51,11 +51,12 @@ class Lane:
 
     def __init__(self, name: str, transact: Transact, done: Callable[[], None] | None = None) -> None:
         """Start the thread. ``done`` is called on it after each group."""
-        self._inbox: queue.SimpleQueue[_Operation | None] = queue.SimpleQueue()
+        self._inbox: queue.SimpleQueue[list[_Operation] | None] = queue.SimpleQueue()
         self._transact = transact
         self._done = done
         self._gate = threading.Lock()
         self._stopped = False
+        self._submitted: dict[asyncio.AbstractEventLoop, list[_Operation]] = {}
         self._thread = threading.Thread(target=self._main, name=name, daemon=True)
         self._thread.start()
 
@@ -66,13 +67,26 @@ class Lane:
         with self._gate:
             if self._stopped:
                 raise BrokerUnavailable("The database was closed.")
-            self._inbox.put(_Operation(run, loop, future))
+            submitted = self._submitted.get(loop)
+            if submitted is None:
+                submitted = self._submitted[loop] = []
+                # What is submitted in one tick of the loop, as a message and its record are, is one transaction.
+                loop.call_soon(self._hand_over, loop)
+            submitted.append(_Operation(run, loop, future))
         return future
+
+    def _hand_over(self, loop: asyncio.AbstractEventLoop) -> None:
+        with self._gate:
+            if submitted := self._submitted.pop(loop, None):
+                self._inbox.put(submitted)
 
     def stop(self) -> None:
         """Finish what was submitted, then end. Returns when the thread has ended."""
         with self._gate:
             self._stopped = True
+            for submitted in self._submitted.values():
+                self._inbox.put(submitted)
+            self._submitted.clear()
             self._inbox.put(None)
         self._thread.join()
 
@@ -87,15 +101,14 @@ class Lane:
                     self._done()
 
     def _next_group(self) -> tuple[list[_Operation], bool]:
-        operation = self._inbox.get()
+        submitted = self._inbox.get()
         group: list[_Operation] = []
-        while operation is not None:
-            if not operation.future.cancelled():
-                group.append(operation)
+        while submitted is not None:
+            group += [operation for operation in submitted if not operation.future.cancelled()]
             if len(group) >= _GROUP_LIMIT:
                 return group, False
             try:
-                operation = self._inbox.get_nowait()
+                submitted = self._inbox.get_nowait()
             except queue.Empty:
                 return group, False
         return group, True

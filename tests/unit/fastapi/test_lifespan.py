@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import asyncio
+import gc
 import re
 import signal
 from collections.abc import AsyncIterator, Iterator, Mapping
@@ -29,6 +30,21 @@ async def test_celery_is_open_for_as_long_as_the_lifespan(closed: Celery) -> Non
 
     with pytest.raises(ConfigurationError):
         await closed.store.get(["nothing"])
+
+
+async def test_the_collector_is_spared_what_was_there_before_the_first_request(closed: Celery) -> None:
+    gc.unfreeze()
+    async with closed.lifespan(FastAPI()):
+        async with closed.lifespan(FastAPI()):
+            assert gc.get_freeze_count() > 10_000
+        assert gc.get_freeze_count() > 10_000
+    assert gc.get_freeze_count() == 0
+
+    gc.freeze()  # by the program itself
+    async with closed.lifespan(FastAPI()):
+        pass
+    assert gc.get_freeze_count() > 10_000
+    gc.unfreeze()
 
 
 async def test_the_inner_lifespan_finds_celery_open_and_gives_its_state_to_requests(

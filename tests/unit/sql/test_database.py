@@ -79,6 +79,24 @@ async def test_commits_together_what_was_submitted_together(database: Database) 
     assert await database.read(values) == list(range(100))
 
 
+async def test_what_is_submitted_in_one_tick_of_the_loop_is_one_transaction(database: Database) -> None:
+    commits: list[Connection] = []
+    sa.event.listen(_engine_of(database), "commit", commits.append)
+
+    async def write(value: int) -> None:
+        await database.write(insert(value))
+
+    await asyncio.gather(*(write(n) for n in range(10)))
+    assert len(commits) == 1
+
+
+async def test_closing_waits_for_what_was_submitted_in_the_same_tick(database: Database) -> None:
+    future = database.write(insert(1))
+    assert database._parts is not None
+    await asyncio.to_thread(database._parts.writer.stop)
+    assert await future == 1
+
+
 async def test_a_failure_spoils_nothing_for_its_neighbours(database: Database) -> None:
     def fail(connection: Connection) -> None:
         connection.exec_driver_sql("INSERT INTO t VALUES (99)")
