@@ -19,6 +19,7 @@ from celeriac.redis.urls import celery_url
 from celeriac.registering import HasTasks
 from celeriac.stores.base import Store
 from celeriac.uploads.storage import Storage
+from celeriac.webapp import WebApps
 
 if TYPE_CHECKING:
     from fastapi import FastAPI
@@ -44,6 +45,9 @@ class Celery(HasTasks):
 
     def __init__(self, main: str | None = None, **options: Any) -> None:
         self._connections = Connections(self)
+        #: The FastAPI app, for the dependencies of tasks: its overrides, its ``state``; in a worker its lifespan runs.
+        self.fastapi_app: FastAPI | None = None
+        self.web_apps = WebApps(self)
         super().__init__(main, **options)
         self.on_after_finalize.connect(define_maps)
 
@@ -194,6 +198,7 @@ class Celery(HasTasks):
         Raises ConfigurationError once the app serves.
         """
         symbol_by_name("celeriac.fastapi.install:install")(self, app)
+        self.fastapi_app = app
 
     # -- the worker ----------------------------------------------------------------------------------------------
 

@@ -1,17 +1,18 @@
-"""Celery's ``autoretry_for`` for coroutines: ``celery.app.autoretry`` cannot see what one raises.
+"""Celery's ``autoretry_for`` for coroutines and dependencies: ``celery.app.autoretry`` cannot see what those raise.
 
 https://docs.celeryq.dev/en/stable/userguide/tasks.html#automatic-retry-for-known-exceptions
 """
 
 from __future__ import annotations
 
-from collections.abc import Awaitable
+from collections.abc import Awaitable, Iterator
+from contextlib import contextmanager
 from typing import Any
 
 from celery.exceptions import Ignore, Retry
 from celery.utils.time import get_exponential_backoff_interval
 
-__all__ = ["retries_itself", "retrying"]
+__all__ = ["retries", "retries_itself", "retrying"]
 
 
 def retries_itself(task: Any) -> bool:
@@ -19,16 +20,23 @@ def retries_itself(task: Any) -> bool:
     return hasattr(task, "_orig_run")
 
 
-async def retrying(task: Any, awaitable: Awaitable[Any]) -> Any:
-    """Await a task's body, and call ``task.retry`` for what is to be retried. Raises what that raises."""
+@contextmanager
+def retries(task: Any) -> Iterator[None]:
+    """Around a task's body: calls ``task.retry`` for what is to be retried. Raises what that raises."""
     try:
-        return await awaitable
+        yield
     except (Ignore, Retry):
         raise
     except tuple(getattr(task, "dont_autoretry_for", ())):
         raise
     except tuple(task.autoretry_for) as exc:
         raise task.retry(exc=exc, **_options(task)) from exc
+
+
+async def retrying(task: Any, awaitable: Awaitable[Any]) -> Any:
+    """Await a task's body, and call ``task.retry`` for what is to be retried. Raises what that raises."""
+    with retries(task):
+        return await awaitable
 
 
 def _options(task: Any) -> dict[str, Any]:

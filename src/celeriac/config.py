@@ -19,6 +19,7 @@ from celeriac.errors import ConfigurationError
 __all__ = [
     "CELERY_DEFAULTS",
     "DEFAULT_BROKER_URL",
+    "FASTAPI_APP",
     "OWN_DEFAULTS",
     "REDIS_BACKENDS",
     "REDIS_SCHEMES",
@@ -34,6 +35,9 @@ logger = logging.getLogger("celeriac")
 
 #: Without a broker URL everything lives in this file, in the folder where the process was started.
 DEFAULT_BROKER_URL = "sqlite:///celery.db"
+
+#: The environment variable that names the FastAPI app.
+FASTAPI_APP = "CELERIAC_FASTAPI_APP"
 
 #: Schemes of URLs that mean a Redis server.
 REDIS_SCHEMES = frozenset(
@@ -86,6 +90,11 @@ OWN_DEFAULTS: dict[str, Any] = {
     "celeriac_threads": None,
     # Seconds that the schedule belongs to a beat that no longer renews it: how long the death of one goes unnoticed.
     "celeriac_beat_lease": 10.0,
+    # The FastAPI app for the dependencies of tasks, as "module:name"; None finds the one beside the Celery app.
+    # CELERIAC_FASTAPI_APP, by which ``celeriac dev`` tells its worker, means the same, and the setting wins.
+    "celeriac_fastapi_app": None,
+    # Whether a worker runs the lifespan of the FastAPI app.
+    "celeriac_worker_lifespan": True,
     # Whether arguments are validated against the task's annotations.
     "celeriac_validate_arguments": True,
     # Context variables that travel with a task, as "module:variable"; their values must be JSON's.
@@ -192,6 +201,8 @@ class Settings:
     upload_url: str
     upload_limit: int | None
     upload_storage_options: Mapping[str, Any]
+    fastapi_app: str | None
+    worker_lifespan: bool
     connection_retry: bool
     connection_retry_on_startup: bool
     connection_max_retries: int | None
@@ -231,6 +242,8 @@ class Settings:
             upload_url=_upload_url(conf.celeriac_upload_url),
             upload_limit=_upload_limit(conf.celeriac_upload_limit),
             upload_storage_options=_upload_options(conf.celeriac_upload_storage_options),
+            fastapi_app=conf.celeriac_fastapi_app or os.environ.get(FASTAPI_APP) or None,
+            worker_lifespan=bool(conf.celeriac_worker_lifespan),
             connection_retry=bool(conf.broker_connection_retry),
             connection_retry_on_startup=bool(conf.broker_connection_retry_on_startup),
             # Celery takes 0 for "no limit", too.

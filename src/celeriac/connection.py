@@ -133,3 +133,6 @@ class Connections:
         _ = self._app.settings
         self._app.finalize(auto=True)
         _ = self._app.propagation, self._app.amqp.router, self._app.amqp.default_queue, self._app.timezone
+        for task in list(self._app.tasks.values()):
+            # An app whose tasks cannot run does not start, and says why.
+            _ = getattr(task, "injected", None)

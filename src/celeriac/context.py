@@ -2,12 +2,9 @@
 
 from __future__ import annotations
 
-import inspect
-import typing
-from collections.abc import Callable
 from typing import Any
 
-__all__ = ["TaskContext", "context_parameters"]
+__all__ = ["TaskContext"]
 
 
 class TaskContext:
@@ -60,16 +57,3 @@ class TaskContext:
     def emit(self, value: Any) -> None:
         """Send a JSON-able value to whoever follows the task's events. Never waits; may be called from a thread."""
         self._execution.emit(value)
-
-
-def context_parameters(function: Callable[..., Any]) -> tuple[str, ...]:
-    """The parameters of a task's function that want a TaskContext."""
-    annotations = getattr(function, "__annotations__", {})
-    if not any("TaskContext" in str(annotation) for annotation in annotations.values()):
-        return ()
-    try:
-        hints = typing.get_type_hints(function)
-    except (NameError, TypeError, AttributeError):
-        hints = annotations
-    wanted = {name for name, hint in hints.items() if hint is TaskContext}
-    return tuple(name for name in inspect.signature(function).parameters if name in wanted)

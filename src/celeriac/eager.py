@@ -23,7 +23,7 @@ from celeriac.handle import R, TaskHandle
 from celeriac.steering import Steered
 from celeriac.stores.records import TaskEvent, TaskRecord
 
-__all__ = ["EagerExecution", "EagerHandle", "run_apart", "run_to_end", "runs_eagerly"]
+__all__ = ["EagerExecution", "EagerHandle", "awaited", "home_loop", "run_apart", "run_to_end", "runs_eagerly"]
 
 #: The loop of whoever waits for an eager call: a coroutine runs there, where what it uses belongs.
 _home: ContextVar[asyncio.AbstractEventLoop | None] = ContextVar("celeriac_home", default=None)
@@ -55,17 +55,22 @@ def run_to_end(value: Any) -> Any:
 
     Under a running loop it runs in a thread of its own, and the caller waits for it.
     """
-    if inspect.isasyncgen(value):
-        value = _exhaust(value)
+    value = awaited(value)
     if not inspect.isawaitable(value):
         return value
-    home = _home.get()
+    home = home_loop()
     if _runs_here():
         with ThreadPoolExecutor(1) as thread:
             return thread.submit(contextvars.copy_context().run, asyncio.run, _await(value)).result()
-    if home is not None and home.is_running():
+    if home is not None:
         return asyncio.run_coroutine_threadsafe(_await(value), home).result()
     return _run_softly(value)
+
+
+def home_loop() -> asyncio.AbstractEventLoop | None:
+    """The loop, in another thread, of whoever waits for this eager call; ``None`` if nobody does."""
+    home = _home.get()
+    return home if home is not None and home.is_running() and not _runs_here() else None
 
 
 def _run_softly(awaitable: Awaitable[Any]) -> Any:
@@ -98,6 +103,11 @@ def _run_softly(awaitable: Awaitable[Any]) -> Any:
 
 def _runs_here() -> bool:
     return asyncio._get_running_loop() is not None
+
+
+def awaited(value: Any) -> Awaitable[Any]:
+    """What a coroutine function or an async generator function has returned, as something to await."""
+    return _exhaust(value) if inspect.isasyncgen(value) else value
 
 
 async def _await(value: Awaitable[Any]) -> Any:

@@ -7,8 +7,8 @@ from collections.abc import Callable, Sequence
 from typing import Any, cast
 
 from celeriac.compat import deferred, evaluated
-from celeriac.context import context_parameters
 from celeriac.declaring import DeclaresTasks, TaskDecorator
+from celeriac.dependencies import has_open_references, injected_parameters
 from celeriac.enqueuing import Enqueues
 from celeriac.errors import ConfigurationError
 from celeriac.stubs import make_stub
@@ -57,7 +57,7 @@ class HasTasks(DeclaresTasks, Enqueues):
 
     def type_checker(self, fun: Callable[..., Any], bound: bool = False) -> Any:
         """What Celery checks the arguments of a call with; parameters that the worker fills in are no part of it."""
-        if context_parameters(fun):
+        if has_open_references(fun) or injected_parameters(fun):
             return staticmethod(_accept_anything)  # the task's schema has checked them
         return super().type_checker(fun, bound=bound)
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import inspect
 from collections.abc import Callable, Coroutine, Mapping, Sequence
@@ -21,7 +22,7 @@ from celery.app.task import Task as CeleryTask
 from celery.canvas import Signature
 
 from celeriac.arguments import ArgumentSchema
-from celeriac.autoretry import retries_itself, retrying
+from celeriac.autoretry import retries, retries_itself, retrying
 from celeriac.calls import new_id
 from celeriac.compat import (
     RequestStack,
@@ -30,10 +31,13 @@ from celeriac.compat import (
     leave_execution,
     refuse_cancelled,
 )
-from celeriac.context import TaskContext, context_parameters
-from celeriac.eager import EagerExecution, EagerHandle, run_apart, run_to_end, runs_eagerly
+from celeriac.context import TaskContext
+from celeriac.dependencies import Injected, injected_parameters
+from celeriac.dependency_scope import DependencyScope
+from celeriac.eager import EagerExecution, EagerHandle, awaited, run_apart, run_to_end, runs_eagerly
 from celeriac.files import pending_in, refuse_open_files
 from celeriac.handle import TaskHandle
+from celeriac.injected_calls import call_here, is_asynchronous
 from celeriac.opening import opened_here
 from celeriac.propagation import owned
 
@@ -105,6 +109,7 @@ class Task(CeleryTask, Generic[P, R]):  # type: ignore[misc]
     #: For Celery's own pools.
     Request = "celeriac.worker.children:Request"
     _schema: ArgumentSchema | None = None
+    _injected: Injected | None = None
 
     if TYPE_CHECKING:
         # Celery has no annotations; these are what a task's user meets.
@@ -226,9 +231,12 @@ class Task(CeleryTask, Generic[P, R]):  # type: ignore[misc]
         validated = self.typing and self.app.settings.validate_arguments
         if validated and not self.is_pydantics:
             args, kwargs = self.schema.load(args, kwargs)
-        if wanted := context_parameters(self.function):
+        if wanted := self.injected.contexts:
             kwargs = {**kwargs, **dict.fromkeys(wanted, TaskContext(EagerExecution(self.name, request)))}
-        value = run_to_end(self._body(args, kwargs))
+        if self.injected.dependant is None:
+            value = run_to_end(self._body(args, kwargs))
+        else:
+            value = self._call_between_dependencies(request, args, kwargs)
         # Nobody but the caller gets the result of an eager call.
         return self.schema.dump_result(value) if validated and not request.is_eager else value
 
@@ -236,6 +244,15 @@ class Task(CeleryTask, Generic[P, R]):  # type: ignore[misc]
         if retries_itself(self) and inspect.iscoroutinefunction(self._orig_run):
             return retrying(self, self._orig_run(*args, **kwargs))
         return self.run(*args, **kwargs)
+
+    def _call_between_dependencies(self, request: Any, args: Any, kwargs: Any) -> Any:
+        itself = retries_itself(self)
+        function = self._orig_run if itself else self.run
+        scope = DependencyScope(self.injected, self.app.web_apps, request.headers or {})
+        with retries(self) if itself else contextlib.nullcontext():
+            if not is_asynchronous(function):
+                return call_here(scope, lambda values: function(*args, **{**kwargs, **values}))
+            return run_to_end(scope.around(lambda values: awaited(function(*args, **{**kwargs, **values}))))
 
     def apply(self, *args: Any, **options: Any) -> Any:
         """Run the task here and now, by Celery's own tracer; returns its ``EagerResult``."""
@@ -281,9 +298,17 @@ class Task(CeleryTask, Generic[P, R]):  # type: ignore[misc]
         cls = type(self)
         if "_schema" not in cls.__dict__ or cls._schema is None:
             cls._schema = ArgumentSchema.from_function(
-                self.function, bound=self._bound, exclude=context_parameters(self.function)
+                self.function, bound=self._bound, exclude=injected_parameters(self.function)
             )
         return cls._schema
+
+    @property
+    def injected(self) -> Injected:
+        """What the worker fills in. Worked out once. Raises ConfigurationError for dependencies no task can have."""
+        cls = type(self)
+        if "_injected" not in cls.__dict__ or cls._injected is None:
+            cls._injected = Injected.of(self.function, self.name)
+        return cls._injected
 
     @property
     def _bound(self) -> bool:

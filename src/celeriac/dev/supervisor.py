@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeVar
 
-from celeriac.config import color_wanted
+from celeriac.config import FASTAPI_APP, color_wanted
 from celeriac.dev import address
 from celeriac.dev.output import Console
 from celeriac.dev.probe import ProbeFailed, run_probe
@@ -80,6 +80,7 @@ class _Supervisor:
             **os.environ,
             "PYTHONPATH": f"{folder}{os.pathsep}{inherited}" if inherited else str(folder),
             "PYTHONUNBUFFERED": "1",
+            FASTAPI_APP: options.app,
         }
 
     async def run(self) -> int:

@@ -16,7 +16,7 @@ from celeriac.worker.ending import HandedBack
 from celeriac.worker.execution import Execution
 from celeriac.worker.log import log_soft_limit
 
-__all__ = ["Interruptible", "limited", "run_coroutine", "runner_of", "wait_interruptibly"]
+__all__ = ["Interruptible", "Limits", "bound", "limited", "run_coroutine", "runner_of", "wait_interruptibly"]
 
 #: Seconds that a cancelled coroutine has for its clean-up, before it is cancelled again.
 _PATIENCE = 10.0
@@ -28,15 +28,21 @@ Limits = tuple[float | None, float | None]
 
 
 @contextlib.contextmanager
-def limited(execution: Execution, limits: Limits, on_soft: Callable[[float], None]) -> Iterator[None]:
-    """Start the hard and the soft limit, in seconds, and forget them afterwards."""
+def limited(
+    execution: Execution, limits: Limits, on_soft: Callable[[float], None], spent: float = 0.0
+) -> Iterator[None]:
+    """Start the hard and the soft limit, in seconds, and forget them afterwards.
+
+    ``spent`` seconds of both are over; a soft limit that is over has been raised.
+    """
     hard, soft = limits
     loop = asyncio.get_running_loop()
     timers = []
-    if soft is not None:
-        timers.append(loop.call_later(soft, on_soft, soft))
+    if soft is not None and (soft > spent or not spent):
+        timers.append(loop.call_later(soft - spent, on_soft, soft))
     if hard is not None:
-        timers.append(loop.call_later(hard, lambda: execution.halt(TimeLimitExceeded(hard))))
+        left = max(0.0, hard - spent)
+        timers.append(loop.call_later(left, lambda: execution.halt(TimeLimitExceeded(hard))))
     try:
         yield
     finally:
@@ -83,7 +89,9 @@ def runner_of(execution: Execution) -> asyncio.Task[Any]:
     return runner
 
 
-async def run_coroutine(execution: Execution, awaitable: Awaitable[Any], limits: Limits) -> Any:
+async def run_coroutine(
+    execution: Execution, awaitable: Awaitable[Any], limits: Limits, spent: float = 0.0
+) -> Any:
     """Await to the end. Raises ``execution.stop`` if it was set meanwhile, whatever the coroutine made of it."""
     runner = runner_of(execution)
     # Interruptible, written out: every task comes through here.
@@ -92,7 +100,7 @@ async def run_coroutine(execution: Execution, awaitable: Awaitable[Any], limits:
         if limits == (None, None):
             value = await awaitable
         else:
-            value = await _run_limited(execution, awaitable, runner, limits)
+            value = await _run_limited(execution, awaitable, runner, limits, spent)
     except BaseException as exc:
         await _end_in_error(execution, exc)
         raise
@@ -121,6 +129,14 @@ async def absorb_cancellation(runner: asyncio.Task[Any]) -> None:
             await asyncio.sleep(0)
 
 
+def bound(execution: Execution) -> None:
+    """What is awaited next on behalf of a task that was stopped is cancelled, too, if it takes too long."""
+    reason = execution.stop
+    if reason is not None:
+        loop = asyncio.get_running_loop()
+        loop.call_later(_PATIENCE, _cancel, execution, runner_of(execution), 2, reason)
+
+
 def _cancel(execution: Execution, runner: asyncio.Task[None], attempt: int, reason: BaseException) -> None:
     if execution.interrupt is None:
         return
@@ -132,7 +148,11 @@ def _cancel(execution: Execution, runner: asyncio.Task[None], attempt: int, reas
 
 
 async def _run_limited(
-    execution: Execution, awaitable: Awaitable[Any], runner: asyncio.Task[None], limits: Limits
+    execution: Execution,
+    awaitable: Awaitable[Any],
+    runner: asyncio.Task[None],
+    limits: Limits,
+    spent: float,
 ) -> Any:
     steered = Steered(awaitable, runner) if limits[1] is not None and inspect.iscoroutine(awaitable) else None
 
@@ -141,5 +161,5 @@ async def _run_limited(
             log_soft_limit(execution, limit)
             steered.throw_in(SoftTimeLimitExceeded())
 
-    with limited(execution, limits, on_soft):
+    with limited(execution, limits, on_soft, spent):
         return await (steered or awaitable)

@@ -109,10 +109,23 @@ def exception_json(error: BaseException) -> str:
     return dumps(
         {
             "exc_type": type(error).__qualname__,
-            "exc_message": [_jsonable(argument) for argument in error.args],
+            "exc_message": [_jsonable(argument) for argument in _arguments_of(error)],
             "exc_module": type(error).__module__,
         }
     )
+
+
+def _arguments_of(error: BaseException) -> tuple[Any, ...]:
+    """What an exception was made with, as far as it says so.
+
+    Made by keywords alone it has no arguments, and its record would say nothing. FastAPI's HTTPException often is.
+    """
+    if error.args:
+        return error.args
+    status, text = getattr(error, "status_code", None), _text(error)
+    if isinstance(status, int):
+        return (status, getattr(error, "detail", text))
+    return (text,) if text else ()
 
 
 def _jsonable(value: Any) -> Any:

@@ -6,12 +6,14 @@ import asyncio
 import contextlib
 import inspect
 from collections.abc import AsyncIterator, Awaitable
+from functools import partial
 from typing import Any
 
 from celeriac.autoretry import retrying
 from celeriac.context import TaskContext
 from celeriac.worker.coroutines import Limits, run_coroutine
 from celeriac.worker.execution import Execution
+from celeriac.worker.injecting import invoke_injected
 from celeriac.worker.profile import Kind, TaskProfile
 from celeriac.worker.threads import TaskThread
 
@@ -39,6 +41,9 @@ async def _call_with(
     """Call the function with the arguments that travelled, loaded."""
     args, kwargs = _loaded(execution, profile, args, kwargs)
     limits = _limits(execution, profile)
+    if profile.injected is not None:
+        call = partial(_call, execution, profile)
+        return await invoke_injected(execution, profile, thread, call, args, kwargs, limits)
     if thread is not None:
         value = await thread.run(profile.call, args, kwargs, limits)
         # A plain function may still hand back something to wait for.

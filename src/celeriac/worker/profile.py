@@ -10,7 +10,7 @@ from typing import Any
 from celeriac.arguments import ArgumentSchema
 from celeriac.autoretry import retries_itself
 from celeriac.compat import RequestStack, has_custom
-from celeriac.context import context_parameters
+from celeriac.dependencies import Injected
 from celeriac.protocol.settlement import AckSettings
 from celeriac.task import Task
 from celeriac.worker.uploads import TaskFiles
@@ -41,6 +41,7 @@ class TaskProfile:
         "context",
         "files",
         "handled",
+        "injected",
         "kind",
         "loads_arguments",
         "on_failure",
@@ -70,14 +71,19 @@ class TaskProfile:
         self.kind = _kind_of(
             getattr(task, "_decorated_fun", None) or getattr(task, "_orig_run", None) or task.run
         )
-        self.autoretry = self.kind is not Kind.FUNCTION and retries_itself(task)
+        injected = task.injected if isinstance(task, Task) else Injected.of(function, task.name)
+        self.context = injected.contexts
+        #: FastAPI's dependencies; ``None`` where there are none, so that a plain task pays nothing for them.
+        self.injected = None if injected.dependant is None else injected
+        # Around dependencies, which Celery's own wrapper of a plain function would not see either.
+        by_invoker = self.kind is not Kind.FUNCTION or self.injected is not None
+        self.autoretry = by_invoker and retries_itself(task)
         self.call = _callable_of(task, self.autoretry)
         self.schema: ArgumentSchema | None = None
         if isinstance(task, Task) and task.typing and validate:
             self.schema = task.schema
         # With ``pydantic=True`` the function is in a wrapper of Celery's, which does that.
         self.loads_arguments = self.schema is not None and not task.is_pydantics
-        self.context = context_parameters(function)
         self.files: TaskFiles | None = None
         if isinstance(task, Task) and task.schema.takes_files:
             self.files = TaskFiles(task.schema, task.app.uploads)

@@ -137,8 +137,13 @@ class TaskThread:
             self._permitted = False
             self._threads.free.release()
 
-    async def run(self, function: Callable[..., Any], args: Any, kwargs: Any, limits: Limits) -> Any:
-        """Call the task's function. Raises what it raises, or ``execution.stop`` if that is set."""
+    async def run(
+        self, function: Callable[..., Any], args: Any, kwargs: Any, limits: Limits, spent: float = 0.0
+    ) -> Any:
+        """Call the task's function, ``spent`` seconds of whose limits are over.
+
+        Raises what it raises, or ``execution.stop`` if that is set.
+        """
         execution = self._execution
         runner = runner_of(execution)
         call = _ThreadCall(function, args, kwargs)
@@ -154,7 +159,7 @@ class TaskThread:
 
         try:
             async with Interruptible(execution, interrupt):
-                with limited(execution, limits, on_soft):
+                with limited(execution, limits, on_soft, spent):
                     outcome = await asyncio.shield(future)
         finally:
             if not future.done():

@@ -1,0 +1,129 @@
+"""FastAPI's dependencies outside of a request: the only file that touches what FastAPI does not document.
+
+Each name with its upstream symbol. ``tests/unit/test_dependants.py`` pins every one of them, so that an upgrade of
+FastAPI fails there and not in a worker. Importing this file imports FastAPI.
+"""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import AsyncExitStack
+from dataclasses import dataclass
+from typing import Annotated, Any, get_args, get_origin
+
+from fastapi import FastAPI, params
+from fastapi.dependencies.utils import get_dependant, solve_dependencies
+from fastapi.security import SecurityScopes
+from starlette.background import BackgroundTasks
+from starlette.requests import HTTPConnection, Request
+from starlette.responses import Response
+
+__all__ = ["Refusal", "build", "dependency_stacks", "is_injected", "overrides_of", "refusals", "solve"]
+
+#: What FastAPI fills in by its type alone: ``fastapi.dependencies.utils.add_non_field_param_to_dependency``.
+#: ``HTTPConnection`` is what both requests and web sockets are.
+_SPECIAL = (HTTPConnection, Response, BackgroundTasks, SecurityScopes)
+
+#: ``fastapi.params.Depends`` is what ``Depends(…)`` and ``Security(…)`` make, ``Header`` what ``Header(…)`` makes.
+_MARKERS = (params.Depends, params.Header)
+
+#: The lists of ``fastapi.dependencies.models.Dependant`` that hold what only a request could have.
+_FIELDS = {
+    "path_params": "a path parameter",
+    "query_params": "a query parameter",
+    "cookie_params": "a cookie",
+    "body_params": "part of a request's body",
+}
+
+_FIELD_CURE = "give it a default, or read a header of the message with Header()"
+
+#: The attributes of ``Dependant`` that name a parameter of a special type, with what to do instead.
+_ATTRIBUTES = {
+    "response_param_name": ("a Response", "a task answers no request; remove the parameter"),
+    "background_tasks_param_name": ("BackgroundTasks", "enqueue a task instead"),
+    "websocket_param_name": ("a WebSocket", "take an HTTPConnection or a Request, which tasks have"),
+}
+
+
+@dataclass(frozen=True, slots=True)
+class Refusal:
+    """A parameter that no task can fill in. ``dependency`` is ``None`` for a parameter of the task itself."""
+
+    dependency: str | None
+    parameter: str
+    what: str
+    cure: str
+
+
+def is_injected(annotation: Any, default: Any) -> bool:
+    """Whether FastAPI would fill in a parameter without a value from the caller. ``annotation`` is resolved."""
+    annotation = getattr(annotation, "__value__", annotation)  # ``type X = …``
+    if isinstance(default, _MARKERS):
+        return True
+    if get_origin(annotation) is Annotated:
+        kind, *metadata = get_args(annotation)
+        if any(isinstance(each, _MARKERS) for each in metadata):
+            return True
+        annotation = kind
+    return isinstance(annotation, type) and issubclass(annotation, _SPECIAL)
+
+
+def build(name: str, parameters: Sequence[inspect.Parameter]) -> Any:
+    """The graph of what the parameters depend on: ``fastapi.dependencies.models.Dependant``.
+
+    Raises what FastAPI raises for what it cannot use: ``FastAPIError``, ``AssertionError``, ``ValueError``.
+    """
+
+    def function(**values: Any) -> Any:
+        """Stands for the task's function, of which FastAPI sees the injected parameters alone."""
+
+    function.__name__ = function.__qualname__ = name
+    function.__signature__ = inspect.Signature(  # type: ignore[attr-defined]
+        [each.replace(kind=inspect.Parameter.KEYWORD_ONLY) for each in parameters]
+    )
+    return get_dependant(path="", call=function)
+
+
+def refusals(dependant: Any, *, own: bool = True) -> Iterator[Refusal]:
+    """What in a graph no task can have: parameters without a default that only a request could fill in."""
+    call = dependant.call
+    dependency = None if own else getattr(call, "__qualname__", type(call).__qualname__)
+    for attribute, what in _FIELDS.items():
+        for field in getattr(dependant, attribute):
+            if field.field_info.is_required():
+                yield Refusal(dependency, field.name, what, _FIELD_CURE)
+    for attribute, (what, cure) in _ATTRIBUTES.items():
+        if name := getattr(dependant, attribute):
+            yield Refusal(dependency, name, what, cure)
+    for sub in dependant.dependencies:
+        yield from refusals(sub, own=False)
+
+
+def dependency_stacks() -> tuple[dict[str, Any], AsyncExitStack, AsyncExitStack]:
+    """What ``solve_dependencies`` wants to find in a request's scope, as ``fastapi.routing.request_response`` does it.
+
+    The first stack is that of dependencies with ``scope="request"``, the default, which are closed last; the other that
+    of those with ``scope="function"``.
+    """
+    outer, inner = AsyncExitStack(), AsyncExitStack()
+    return {"fastapi_inner_astack": outer, "fastapi_function_astack": inner}, outer, inner
+
+
+def overrides_of(app: Any) -> Any:
+    """The app, if it has ``dependency_overrides``."""
+    return app if isinstance(app, FastAPI) else None
+
+
+async def solve(
+    dependant: Any, request: Request, app: Any, stack: AsyncExitStack
+) -> tuple[Mapping[str, Any], Sequence[Mapping[str, Any]]]:
+    """The values of the parameters, and what is wrong with them in pydantic's form. Raises what a dependency raises."""
+    solved = await solve_dependencies(
+        request=request,
+        dependant=dependant,
+        dependency_overrides_provider=overrides_of(app),
+        async_exit_stack=stack,
+        embed_body_fields=False,
+    )
+    return solved.values, solved.errors
