@@ -161,14 +161,17 @@ class Celery(HasTasks):
         tags: Sequence[str] = ("tasks",),
         include_traceback: bool = False,
         heartbeat: float = 15.0,
+        slow_client: float = 30.0,
+        websocket_origins: Sequence[str] = (),
         longest_wait: float = 60.0,
     ) -> TasksRouter:
-        """An ``APIRouter`` over the records: get, list, result, events (SSE), cancel, retry; and its ``expose``.
+        """The routes of records (get, list, result, events over SSE and WebSocket, cancel, retry), and ``expose``.
 
         ``dependencies`` and ``owner`` are FastAPI's ``Depends(…)``: the first guard every route, the second tells
         whose tasks a caller may see. Cancel and retry answer 403 unless one of them is given, or ``insecure=True``.
-        Without ``records`` there is only what is exposed. ``heartbeat`` and ``longest_wait`` (of ``?wait=``) are
-        seconds.
+        Without ``records`` there is only what is exposed. ``heartbeat``, ``slow_client`` (after which one that takes no
+        events is dropped) and ``longest_wait`` (of ``?wait=``) are seconds. ``websocket_origins``: whose pages may open
+        the WebSocket, besides the app's own.
         """
         router = symbol_by_name("celeriac.fastapi.router:TasksRouter")(
             self,
@@ -179,6 +182,8 @@ class Celery(HasTasks):
             tags=tags,
             include_traceback=include_traceback,
             heartbeat=heartbeat,
+            slow_client=slow_client,
+            websocket_origins=websocket_origins,
             longest_wait=longest_wait,
         )
         return cast("TasksRouter", router)

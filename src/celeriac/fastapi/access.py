@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 from uuid import UUID
@@ -19,11 +20,15 @@ __all__ = ["Access", "name_of"]
 
 @dataclass(frozen=True, slots=True)
 class Access:
-    """The dependencies of the routes: who calls, whose tasks are listed, and the record of the path's ``task_id``."""
+    """The dependencies of the routes: who calls, whose tasks are listed, and the record of the path's ``task_id``.
+
+    ``find`` gives the record of an id that a caller may see, and raises TaskNotFound.
+    """
 
     caller: Any
     list_owner: Any
     record: Any
+    find: Callable[[str, str | None], Awaitable[TaskRecord]]
 
     @classmethod
     def to(cls, celery: Celery, owner: Any) -> Access:
@@ -33,14 +38,17 @@ class Access:
         else:
             caller = list_owner = Depends(_caller(owner))
 
-        async def record(task_id: str, caller: str | None = caller) -> TaskRecord:
+        async def find(task_id: str, caller: str | None) -> TaskRecord:
             found = (await celery.store.get([task_id])).get(task_id)
             # Somebody else's task is as unknown as one that never was: an id must not be found by trying.
             if found is None or (caller is not None and found.owner != caller):
                 raise TaskNotFound(task_id=task_id)
             return found
 
-        return cls(caller, list_owner, Depends(record))
+        async def record(task_id: str, caller: str | None = caller) -> TaskRecord:
+            return await find(task_id, caller)
+
+        return cls(caller, list_owner, Depends(record), find)
 
 
 def _caller(owner: Any) -> Any:

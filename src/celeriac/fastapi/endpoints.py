@@ -8,13 +8,13 @@ from dataclasses import replace
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Annotated, Any
 
-from fastapi import APIRouter, Depends, Header, Query
+from fastapi import APIRouter, Depends, Header, Query, Response
 from fastapi.exceptions import RequestValidationError
-from fastapi.sse import EventSourceResponse, ServerSentEvent
 
 from celeriac.fastapi.access import Access
 from celeriac.fastapi.errors import describe
 from celeriac.fastapi.models import TaskOut, TaskPage, TracedTaskOut
+from celeriac.fastapi.sse import EVENT_SCHEMA, EventsResponse
 from celeriac.fastapi.stream import EventStream, open_stream
 from celeriac.stores.records import RecordFilter, TaskRecord
 
@@ -55,7 +55,9 @@ def add_record(router: APIRouter, access: Access, *, include_traceback: bool) ->
         return model.of(record)
 
 
-def add_events(router: APIRouter, celery: Celery, access: Access, *, heartbeat: float) -> None:
+def add_events(
+    router: APIRouter, celery: Celery, access: Access, *, heartbeat: float, slow_client: float
+) -> None:
     """``GET /{task_id}/events``: what happens to one task, as it happens."""
 
     async def stream(
@@ -64,7 +66,7 @@ def add_events(router: APIRouter, celery: Celery, access: Access, *, heartbeat: 
         after: Annotated[str | None, Query(description="The same, for a first connection.")] = None,
     ) -> AsyncIterator[EventStream]:
         # A dependency, because it can still answer 404 or 422, and because FastAPI ends it when the client goes away,
-        # even in the middle of a write; a generator that waits for its reader to come on would wait for the collector.
+        # even in the middle of a write.
         position = last_event_id or after or None
         async with AsyncExitStack() as stack:
             try:
@@ -77,20 +79,21 @@ def add_events(router: APIRouter, celery: Celery, access: Access, *, heartbeat: 
             yield events
 
     opened: Any = Depends(stream)
+    content = {EventsResponse.media_type: {"itemSchema": EVENT_SCHEMA}}
 
     @router.get(
         "/{task_id}/events",
-        response_class=EventSourceResponse,
-        responses=describe(_404=UNKNOWN, _503=UNAVAILABLE),
+        status_code=200,
+        response_class=EventsResponse,
+        responses={200: {"content": content}, **describe(_404=UNKNOWN, _503=UNAVAILABLE)},
         response_description=(
             "Events named `state`, `progress` and `value` with their data as JSON and their id for `Last-Event-ID`, "
             "then `end` once the task has finished."
         ),
     )
-    async def get_task_events(events: EventStream = opened) -> AsyncIterator[ServerSentEvent]:
+    async def get_task_events(events: EventStream = opened) -> Response:
         """What happens to one task, as it happens, until it has finished."""
-        async for event in events:
-            yield event
+        return EventsResponse(events, slow_client)
 
 
 def _filter(

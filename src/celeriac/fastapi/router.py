@@ -17,6 +17,7 @@ from celeriac.fastapi.exposed import ACCEPTED, Exposed
 from celeriac.fastapi.limits import TOO_LARGE, limited_route
 from celeriac.fastapi.models import TaskAccepted
 from celeriac.fastapi.results import LONGEST_WAIT, add_result, responses
+from celeriac.fastapi.sockets import add_socket
 from celeriac.task import EnqueueOptions, Task
 
 if TYPE_CHECKING:
@@ -41,7 +42,11 @@ class TasksRouter(APIRouter):
         records: whether the routes of records are there; without them, there is what is exposed and nothing else.
         tags: OpenAPI tags.
         include_traceback: show the traceback of a failed task in its record and result.
-        heartbeat: seconds of silence after which a stream of events gets a comment. FastAPI adds one every 15 s.
+        heartbeat: seconds of silence after which a stream of events gets a sign of life.
+        slow_client: seconds after which a client that takes nothing of its stream of events is dropped. It may come
+            back, and go on where it was.
+        websocket_origins: whose pages may open the WebSocket, besides those of the app's own host: origins such as
+            ``https://shop.example``, or ``*`` for all.
         longest_wait: seconds at most that ``?wait=`` holds a request, up to 60.
     """
 
@@ -56,6 +61,8 @@ class TasksRouter(APIRouter):
         tags: Sequence[str | Enum] = ("tasks",),
         include_traceback: bool = False,
         heartbeat: float = 15.0,
+        slow_client: float = 30.0,
+        websocket_origins: Sequence[str] = (),
         longest_wait: float = LONGEST_WAIT,
     ) -> None:
         super().__init__(tags=list(tags), dependencies=list(dependencies or ()), route_class=ProblemRoute)
@@ -66,19 +73,24 @@ class TasksRouter(APIRouter):
         self._open = bool(dependencies) or owner is not None or insecure
         self._access = Access.to(celery, owner)
         if records:
-            self._add_records(heartbeat)
+            self._add_records()
+            self._add_events(heartbeat, slow_client, websocket_origins)
 
-    def _add_records(self, heartbeat: float) -> None:
+    def _add_records(self) -> None:
         celery, access = self._celery, self._access
         traceback = self._include_traceback
         add_list(self, celery, access)
         add_record(self, access, include_traceback=traceback)
         add_result(self, celery, access, longest_wait=self._longest_wait, include_traceback=traceback)
-        add_events(self, celery, access, heartbeat=heartbeat)
         if self._open:
             add_commands(self, celery, access)
         else:
             add_closed_commands(self)
+
+    def _add_events(self, heartbeat: float, slow_client: float, origins: Sequence[str]) -> None:
+        celery, access = self._celery, self._access
+        add_events(self, celery, access, heartbeat=heartbeat, slow_client=slow_client)
+        add_socket(self, celery, access, heartbeat=heartbeat, slow_client=slow_client, origins=origins)
 
     def expose(
         self,

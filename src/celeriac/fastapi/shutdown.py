@@ -16,14 +16,44 @@ from types import FrameType
 from typing import Any
 from weakref import WeakKeyDictionary
 
-__all__ = ["listen", "stopping"]
+__all__ = ["listen", "on_stop", "stopping"]
 
-_stopping: WeakKeyDictionary[asyncio.AbstractEventLoop, asyncio.Event] = WeakKeyDictionary()
+_stopping: WeakKeyDictionary[asyncio.AbstractEventLoop, _Stopping] = WeakKeyDictionary()
+
+
+class _Stopping(asyncio.Event):
+    """Set once the server has been told to stop; it calls back, too, which costs those who wait no task."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.callbacks: dict[object, Callable[[], None]] = {}
+
+    def set(self) -> None:
+        super().set()
+        for callback in tuple(self.callbacks.values()):
+            callback()
 
 
 def stopping() -> asyncio.Event | None:
     """The event that is set once this loop's server has been told to stop; ``None`` when nobody listens."""
     return _stopping.get(asyncio.get_running_loop())
+
+
+@contextmanager
+def on_stop(callback: Callable[[], None]) -> Iterator[None]:
+    """Have ``callback`` called on this loop once its server has been told to stop, or at once if it has been."""
+    event = _stopping.get(asyncio.get_running_loop())
+    if event is None:
+        yield
+        return
+    key = object()
+    event.callbacks[key] = callback
+    if event.is_set():
+        callback()
+    try:
+        yield
+    finally:
+        del event.callbacks[key]
 
 
 @contextmanager
@@ -33,7 +63,7 @@ def listen() -> Iterator[None]:
     if loop in _stopping or threading.current_thread() is not threading.main_thread():
         yield
         return
-    event = _stopping[loop] = asyncio.Event()
+    event = _stopping[loop] = _Stopping()
 
     def stop() -> None:
         with suppress(RuntimeError):  # a handler that could not be taken out again may outlive its loop

@@ -1,101 +1,174 @@
-"""A task's events as Server-Sent Events.
+"""A task's events on their way to one client, whatever the wire: Server-Sent Events or a WebSocket.
 
 A stream keeps no events of its own. It reads them from the store in pages, at the pace of its client, and sleeps on a
-flag in between: a slow client costs no memory, and one that comes back with ``Last-Event-ID`` goes on where it was.
+flag in between: a client that comes back with the id of the last event goes on where it was.
 """
 
 from __future__ import annotations
 
+import asyncio
+import contextlib
 import logging
+from collections import deque
 from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
-from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
-from fastapi.sse import ServerSentEvent
 from pydantic_core import to_json
 
 from celeriac.errors import StoreUnavailable
 from celeriac.fastapi import shutdown
-from celeriac.fastapi.alarm import Alarm, Ring
-from celeriac.stores.base import Store
+from celeriac.fastapi.alarm import Ring
+from celeriac.stores.base import Store, Watch
 from celeriac.stores.records import TaskEvent, TaskRecord
 
-__all__ = ["PAGE", "EventStream", "open_stream"]
+__all__ = ["PAGE", "EventStream", "Told", "open_stream"]
 
-PAGE = 100  # events
-_FASTAPI_PING = 15.0  # seconds of silence after which FastAPI writes a comment of its own
+PAGE = 100  # events at most
+_FIRST_PAGE = 10  # events, as long as nobody knows how large they are
+_HELD = 262_144  # bytes that a page of events should not exceed
+_CHUNK = 16_384  # bytes from which on no further event is told in the same breath
 _RETRY = 1.0  # seconds between two attempts at a store that is away
-_STAY_AWAY = 3_600_000  # milliseconds: a browser that does not close on ``end`` shall not be back every 3 s
 
 _log = logging.getLogger(__name__)
 
 
-@dataclass(slots=True)
+class Told(NamedTuple):
+    """One event, as a client is told it. ``data`` is JSON."""
+
+    event: str
+    data: str
+    id: str | None = None
+
+
+HEARTBEAT = Told("heartbeat", "null")
+
+
 class EventStream:
-    """One client's way through the events of one task: ``page`` has been read, and ends at ``after``."""
+    """One client's way through the events of one task. Iterate over it once, for what to tell next."""
 
-    store: Store
-    task_id: str
-    alarm: Alarm
-    heartbeat: float
-    page: Sequence[TaskEvent]
-    after: str | None
+    __slots__ = (
+        "_after",
+        "_complete",
+        "_heartbeat",
+        "_limit",
+        "_over",
+        "_page",
+        "_sleep",
+        "_store",
+        "_watch",
+        "ended",
+        "task_id",
+    )
 
-    async def __aiter__(self) -> AsyncIterator[ServerSentEvent]:
-        """The events, and ``end`` after the last one. Ends without ``end`` when the server stops.
+    def __init__(self, store: Store, watch: Watch, task_id: str, after: str | None, heartbeat: float) -> None:
+        self.task_id = task_id
+        self.ended = False  # whether the client has been told all there is
+        self._store = store
+        self._watch = watch
+        self._heartbeat = heartbeat
+        self._after = after
+        self._page: deque[TaskEvent] = deque()
+        self._complete = False  # whether the page is all that there was
+        self._limit = _FIRST_PAGE
+        self._over = False
+        self._sleep: asyncio.Timeout | None = None
 
-        It outlasts a store that is away: a browser that came back meanwhile would get a 503, and give up for good.
+    async def begin(self) -> None:
+        """Read the first page. Raises ValueError when ``after`` is no event id."""
+        await self._read()
+
+    def stop(self, _why: object = None) -> None:
+        """End the stream as soon as it waits for events: the client has gone, or the server shall."""
+        self._over = True
+        if self._sleep is not None:
+            with contextlib.suppress(RuntimeError):  # it is about to wake by itself
+                self._sleep.reschedule(asyncio.get_running_loop().time())
+
+    def forget(self) -> None:
+        """Hold no events that have not been told: the client is behind, and they can be read again."""
+        self._page.clear()
+        self._complete = False
+
+    async def __aiter__(self) -> AsyncIterator[Sequence[Told]]:
+        """The events, some at a time, and ``end`` after the last one; a heartbeat in silence.
+
+        Ends without ``end`` when it is stopped. It outlasts a store that is away: a browser that came back meanwhile
+        would get a 503, and give up for good.
         """
-        while True:
+        while not self._over:
             try:
-                async for event in self._follow():
-                    yield event
+                async for told in self._follow():
+                    yield told
                 return
             except StoreUnavailable as exc:
                 _log.warning("the events of task %s cannot be read: %s", self.task_id, exc)
                 if exc.permanent:
                     return
-            yield ServerSentEvent(comment="heartbeat")
-            if await self.alarm.wait(_RETRY) is Ring.OVER:
-                return
+            yield (HEARTBEAT,)
+            await self._wait(_RETRY)
 
-    async def _follow(self) -> AsyncIterator[ServerSentEvent]:
+    async def _follow(self) -> AsyncIterator[Sequence[Told]]:
         record: TaskRecord | None = None
         look = True
-        while True:
+        while not self._over:
             if look:
-                record = (await self.store.get([self.task_id])).get(self.task_id)
-            kinds = set()
-            async for event in self._unread():
-                kinds.add(event.kind)
-                yield _sse(event)
+                record = (await self._store.get([self.task_id])).get(self.task_id)
+                self._complete = False  # what was read before may lack what the record knows
+            kinds: set[str] = set()
+            while told := await self._next():
+                kinds.update(event.event for event in told)
+                yield told
+                if self._over:
+                    return
             # A new state may be the last. A flag without any event may be a record that was deleted.
             if "state" in kinds or not (kinds or look):
                 look = True
                 continue
             # The end is a finished record, read first, and then no new state: the other way round an event gets lost.
             if look and (record is None or record.ready):
-                yield _end(record)
+                self.ended = True
+                yield (_end(record),)
                 return
-            ring = await self.alarm.wait(self.heartbeat)
-            if ring is Ring.OVER:
-                return
-            look = ring is Ring.TIMEOUT
-            if look and self.heartbeat < _FASTAPI_PING:
-                yield ServerSentEvent(comment="heartbeat")
+            look = await self._wait(self._heartbeat) is Ring.TIMEOUT
+            if look and not self._over:
+                yield (HEARTBEAT,)
 
-    async def _unread(self) -> AsyncIterator[TaskEvent]:
-        page, self.page = self.page, ()
-        while True:
-            for event in page:
-                yield event
-                self.after = event.id
-            if 0 < len(page) < PAGE:
-                return
-            page = await self.store.events(self.task_id, self.after, PAGE)
-            if not page:
-                return
+    async def _next(self) -> Sequence[Told]:
+        if not self._page:
+            if self._complete:
+                self._complete = False
+                return ()
+            await self._read()
+        told: list[Told] = []
+        size = 0
+        while self._page and size < _CHUNK:
+            event = self._page.popleft()
+            told.append(Told(event.kind, _json(event.data), event.id))
+            size += len(told[-1].data)
+        if told:
+            self._after = told[-1].id
+            self._limit = min(PAGE, max(1, _HELD * len(told) // max(size, 1)))
+        return told
+
+    async def _read(self) -> None:
+        limit = self._limit
+        page = await self._store.events(self.task_id, self._after, limit)
+        self._page.extend(page)
+        self._complete = 0 < len(page) < limit
+
+    async def _wait(self, seconds: float) -> Ring:
+        if self._over:
+            return Ring.OVER
+        try:
+            # No task of its own: there may be many thousand streams. A flag stays up when its wait is cancelled.
+            async with asyncio.timeout(seconds) as self._sleep:
+                await self._watch.changed()
+        except TimeoutError:
+            return Ring.OVER if self._over else Ring.TIMEOUT
+        finally:
+            self._sleep = None
+        return Ring.CHANGED
 
 
 @asynccontextmanager
@@ -107,19 +180,14 @@ async def open_stream(
     Raises ValueError when ``after`` is no event id.
     """
     async with store.watch(task_id) as watch:
-        page = await store.events(task_id, after, PAGE)
-        over = shutdown.stopping()
-        async with Alarm(watch, over.wait() if over else None) as alarm:
-            yield EventStream(store, task_id, alarm, heartbeat, page, after)
+        stream = EventStream(store, watch, task_id, after, heartbeat)
+        await stream.begin()
+        with shutdown.on_stop(stream.stop):
+            yield stream
 
 
-def _sse(event: TaskEvent) -> ServerSentEvent:
-    return ServerSentEvent(event=event.kind, id=event.id, raw_data=_json(event.data))
-
-
-def _end(record: TaskRecord | None) -> ServerSentEvent:
-    state = record.state if record else None
-    return ServerSentEvent(event="end", raw_data=_json({"state": state}), retry=_STAY_AWAY)
+def _end(record: TaskRecord | None) -> Told:
+    return Told("end", _json({"state": record.state if record else None}))
 
 
 def _json(value: Any) -> str:

@@ -2,7 +2,6 @@ from __future__ import annotations
 
 import asyncio
 import json
-import socket
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
@@ -10,8 +9,6 @@ from typing import Any
 
 import httpx
 import pytest
-
-from celeriac.fastapi.stream import PAGE
 
 pytestmark = pytest.mark.parametrize("celery", ["memory", "sqlite"], indirect=True)
 
@@ -200,40 +197,6 @@ async def test_a_client_that_goes_away_leaves_no_watch(server: Any, feed: Any, w
     async with events(server) as stream:
         await stream.next()
         assert watches.open == 1
-
-    async with asyncio.timeout(2):
-        await watches.none.wait()
-
-
-async def test_a_client_that_does_not_read_costs_no_memory_and_leaves_no_watch(
-    server: Any, feed: Any, watches: Any, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    await feed.started()
-    big = json.dumps("x" * 50_000)
-    for _ in range(8):
-        await feed.emitted("t1", *[big] * PAGE)
-    pages = 0
-    read = feed.store.events
-
-    async def counted(*args: Any, **options: Any) -> Any:
-        nonlocal pages
-        pages += 1
-        return await read(*args, **options)
-
-    monkeypatch.setattr(feed.store, "events", counted)
-    with socket.socket() as lazy:
-        lazy.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 65_536)
-        lazy.setblocking(False)
-        loop = asyncio.get_running_loop()
-        await loop.sock_connect(lazy, ("127.0.0.1", server.port))
-        await loop.sock_sendall(lazy, b"GET /tasks/t1/events HTTP/1.1\r\nHost: test\r\n\r\n")
-        await watches.some.wait()
-        async with events(server) as eager:
-            for _ in range(8 * PAGE):
-                await eager.until("value")
-            eager_pages = 9
-        # What the kernel takes off the server's hands is a few megabytes; a page has five.
-        assert pages - eager_pages < 5
 
     async with asyncio.timeout(2):
         await watches.none.wait()
