@@ -35,7 +35,10 @@ class Watch(ABC):
 
     @abstractmethod
     async def changed(self) -> None:
-        """Wait until the flag is up, and lower it. The flag starts lowered; changes since the watch began raise it."""
+        """Wait until the flag is up, and lower it. The flag starts lowered; changes since the watch began raise it.
+
+        Cancelled, it leaves the flag as it is.
+        """
 
 
 class Store(ABC):

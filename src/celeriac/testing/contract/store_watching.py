@@ -41,6 +41,19 @@ class WatchingCases(StoreFixtures):
         async with store.watch("a") as watch:
             await _stays_down(watch)
 
+    async def test_a_cancelled_wait_loses_nothing(self, store: Store) -> None:
+        await store.transition(steps("a", "PENDING"))
+        async with store.watch("a") as watch:
+            for ticks in range(20):
+                waiting = asyncio.ensure_future(watch.changed())
+                await store.append_events([EventDraft("a", "value", "1", NOW)])
+                for _ in range(ticks):
+                    await asyncio.sleep(0)
+                waiting.cancel()
+                await asyncio.wait([waiting])
+                if waiting.cancelled():
+                    await _rises(watch)
+
     async def test_other_tasks_do_not_raise_it(self, store: Store) -> None:
         async with store.watch("a") as watch:
             await store.transition(steps("b", "PENDING", "SUCCESS"))
