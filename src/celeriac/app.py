@@ -42,6 +42,7 @@ class Celery(HasTasks):
     task_cls = "celeriac.task:Task"
     amqp_cls = "celeriac.synchronous:RecordingAMQP"
     control_cls = "celeriac.synchronous:DurableControl"
+    log_cls = "celeriac.worker.formats:Logging"
 
     def __init__(self, main: str | None = None, **options: Any) -> None:
         self._connections = Connections(self)

@@ -75,8 +75,13 @@ def log_received(execution: Execution) -> None:
             "args": execution.argsrepr,
             "kwargs": execution.kwargsrepr,
             "eta": execution.message.eta,
+            "request_id": execution.request_id,
         }
-        _received.info(celery_trace.LOG_RECEIVED, context, extra={"data": context})
+        extra = {
+            "data": context,
+            "request_id": execution.request_id,
+        }  # nothing is the execution's context yet
+        _received.info(celery_trace.LOG_RECEIVED, context, extra=extra)
 
 
 def log_soft_limit(execution: Execution, limit: float) -> None:
@@ -106,6 +111,7 @@ def _log_success(execution: Execution, ending: Ending) -> None:
         "runtime": ending.runtime,
         "args": execution.argsrepr,
         "kwargs": execution.kwargsrepr,
+        "request_id": execution.request_id,
     }
     _traced.info(celery_trace.LOG_SUCCESS, context, extra={"data": context})
 
@@ -150,4 +156,5 @@ def _context(execution: Execution, ending: Ending) -> dict[str, Any]:
         "reason": ending.reason,
         "hint": ending.hint,
         "internal": False,
+        "request_id": execution.request_id,
     }
