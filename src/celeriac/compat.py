@@ -376,10 +376,14 @@ class TaskProxy(Proxy):  # type: ignore[misc]
     Who only looks at it (``inspect``, a test runner that collects) sees a plain object while ``find`` raises.
     """
 
-    __slots__ = ()
+    __slots__ = ("_find",)
 
     def __init__(self, find: Callable[[], Any], function: Callable[..., Any]) -> None:
         super().__init__(find, name=function.__name__, __doc__=function.__doc__)
+        object.__setattr__(self, "_find", find)
+
+    def _get_current_object(self) -> Any:
+        return object.__getattribute__(self, "_find")()
 
     def _get_class(self) -> type:
         try:

@@ -4,7 +4,10 @@ from __future__ import annotations
 
 import weakref
 from collections.abc import Callable, Sequence
+from functools import partial
 from typing import Any, cast
+
+from kombu.utils.objects import cached_property
 
 from celeriac.compat import deferred, evaluated
 from celeriac.declaring import DeclaresTasks, TaskDecorator
@@ -28,6 +31,7 @@ class HasTasks(DeclaresTasks, Enqueues):
         self._stubs: dict[str, Any] = {}
         self._adopted: dict[str, Declaration] = {}
         self._tasks_of: dict[Declaration, Any] = {}
+        self._included: set[str] = set()
         super().__init__(main, **options)
 
     def include_router(self, router: TaskRouter, *, prefix: str = "", **options: Any) -> None:
@@ -45,10 +49,29 @@ class HasTasks(DeclaresTasks, Enqueues):
 
         router.feed(receive)
 
+    @cached_property
+    def loader(self) -> Any:
+        """Celery's loader; among the modules of ``include`` and ``imports`` may be routers, as ``"module:router"``."""
+        loader = super().loader
+        loader.import_task_module = partial(self._import_tasks, loader.import_task_module)
+        return loader
+
+    def _import_tasks(self, import_module: Callable[[str], Any], path: str) -> Any:
+        module_name, _, name = path.partition(":")
+        module = import_module(module_name)
+        if name and path not in self._included:
+            router = getattr(module, name, None)
+            if not isinstance(router, TaskRouter):
+                raise ConfigurationError(
+                    f"include names {path}, but {name} is no TaskRouter of {module_name}."
+                )
+            self.include_router(router)
+            self._included.add(path)
+        return module
+
     def task_of(self, declaration: Declaration) -> Any:
         """What this app has made of a router's declaration."""
-        task = self._tasks_of[declaration] = evaluated(self._tasks_of[declaration])
-        return task
+        return evaluated(self._tasks_of[declaration])
 
     @property
     def is_open_here(self) -> bool:

@@ -9,6 +9,7 @@ import logging
 from collections.abc import AsyncIterator, Iterator
 from contextlib import asynccontextmanager
 from datetime import date
+from pathlib import Path
 from typing import Any
 from uuid import uuid4
 
@@ -256,6 +257,22 @@ def test_the_same_router_under_two_prefixes(celery: Celery) -> None:
     celery.include_router(tasks, prefix="b.", time_limit=3)
     assert nothing.name == "a.nothing"
     assert celery.tasks["b.nothing"].time_limit == 3
+
+
+def test_include_names_modules_and_their_routers(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    source = (
+        "from celeriac import TaskRouter\ntasks = TaskRouter(prefix='inc.')\n@tasks.task\ndef one(): pass\n"
+    )
+    (tmp_path / "routed_module.py").write_text(source)
+    monkeypatch.syspath_prepend(tmp_path)
+    app = Celery("inc", broker="memory://", include=["routed_module:tasks", "json"], set_as_current=False)
+    for _ in range(2):
+        app.loader.import_default_modules()
+    assert "inc.one" in app.tasks
+    for wrong in ("routed_module:nothing", "routed_module:one", "json:dumps"):
+        app = Celery("inc", broker="memory://", include=[wrong], set_as_current=False)
+        with pytest.raises(ConfigurationError, match=f"include names {wrong}, but .* is no TaskRouter"):
+            app.loader.import_default_modules()
 
 
 # -- stubs -------------------------------------------------------------------------------------------------------
