@@ -26,7 +26,7 @@ from celeriac.publisher import signal_after, signal_before
 from celeriac.worker.announce import perform
 from celeriac.worker.ending import Ending, HandedBack, ending_of
 from celeriac.worker.execution import Execution
-from celeriac.worker.invoke import invoke
+from celeriac.worker.invoke import invoke, invoke_with_files
 from celeriac.worker.lifecycle import internal_error
 from celeriac.worker.profile import Kind, TaskProfile
 from celeriac.worker.refusal import refusal_of
@@ -203,7 +203,8 @@ class Executor:
                 await self._acknowledge(execution)
             execution.begin()
             await self._reporter.starting(execution, profile, performer)
-            value = await invoke(execution, profile, thread)
+            call = invoke if profile.files is None else invoke_with_files
+            value = await call(execution, profile, thread)
             return Ending(Outcome.SUCCEEDED, states.SUCCESS, value=value)
         except BaseException as exc:  # noqa: BLE001 - every way to end is told apart by ending_of
             # Not kept in a variable: this frame belongs to the exception, whose locals would live until a collection.

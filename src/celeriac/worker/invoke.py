@@ -17,29 +17,30 @@ from celeriac.worker.injecting import invoke_injected
 from celeriac.worker.profile import Kind, TaskProfile
 from celeriac.worker.threads import TaskThread
 
-__all__ = ["invoke"]
+__all__ = ["invoke", "invoke_with_files"]
 
 #: An async generator that never suspends gives way to the loop after so many values.
 _VALUES_IN_A_ROW = 100
 
 
-async def invoke(execution: Execution, profile: TaskProfile, thread: TaskThread | None) -> Any:
+async def invoke_with_files(execution: Execution, profile: TaskProfile, thread: TaskThread | None) -> Any:
+    """As :func:`invoke`, with the files of the message open meanwhile."""
+    assert profile.files is not None
+    async with profile.files.opened(execution) as arguments:
+        return await invoke(execution, profile, thread, arguments)
+
+
+async def invoke(
+    execution: Execution,
+    profile: TaskProfile,
+    thread: TaskThread | None,
+    arguments: tuple[Any, Any] | None = None,
+) -> Any:
     """Run the task's function to its end, and return what it returned. Raises what it raised, or ``execution.stop``.
 
-    A ``def`` task brings its thread.
+    A ``def`` task brings its thread. ``arguments`` are those of the message, unless they are given.
     """
-    message = execution.message
-    if profile.files is None:
-        return await _call_with(execution, profile, thread, message.args, message.kwargs)
-    async with profile.files.opened(execution) as (args, kwargs):
-        return await _call_with(execution, profile, thread, args, kwargs)
-
-
-async def _call_with(
-    execution: Execution, profile: TaskProfile, thread: TaskThread | None, args: Any, kwargs: Any
-) -> Any:
-    """Call the function with the arguments that travelled, loaded."""
-    args, kwargs = _loaded(execution, profile, args, kwargs)
+    args, kwargs = _loaded(execution, profile, arguments)
     limits = _limits(execution, profile)
     if profile.injected is not None:
         call = partial(_call, execution, profile)
@@ -53,9 +54,10 @@ async def _call_with(
     return await run_coroutine(execution, _call(execution, profile, args, kwargs), limits)
 
 
-def _loaded(execution: Execution, profile: TaskProfile, args: Any, kwargs: Any) -> tuple[Any, Any]:
+def _loaded(execution: Execution, profile: TaskProfile, arguments: tuple[Any, Any] | None) -> tuple[Any, Any]:
     if execution.stop is not None:
         raise execution.stop
+    args, kwargs = arguments or (execution.message.args, execution.message.kwargs)
     if profile.loads_arguments and profile.schema is not None:
         args, kwargs = profile.schema.load(args, kwargs)
     if profile.context:
