@@ -20,7 +20,7 @@ def pytest_configure(config: pytest.Config) -> None:
     """Make the mark known."""
     config.addinivalue_line(
         "markers",
-        "celeriac(mode=…, raise_errors=…, timeout=…, schedule=…, at=…): how celery_in_memory runs this test's tasks.",
+        "celeriac(**options): options of celery_in_memory for this test: mode, raise_errors, timeout, schedule, …",
     )
 
 

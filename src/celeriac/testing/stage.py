@@ -112,19 +112,30 @@ class Stage:
         if self._app is None:
             yield
             return
-        router = self._app.router
+        router, former = self._app.router, self.celery.fastapi_app
         inner = router.lifespan_context
+        self.celery.fastapi_app = self._app
 
         @asynccontextmanager
         async def lifespan(app: Any) -> AsyncIterator[Any]:
-            async with inner(app) as state, self.worker_here():
-                yield state
+            async with inner(app) as state:
+                # An app's lifespan need not be celery's for tasks to find what it has set up.
+                with self.celery.web_apps.running(app, state):
+                    async with self.worker_here():
+                        yield state
 
         router.lifespan_context = lifespan
         try:
             yield
         finally:
             router.lifespan_context = inner
+            self.celery.fastapi_app = former
+
+    @asynccontextmanager
+    async def lifespan_here(self) -> AsyncIterator[None]:
+        """The ASGI app's lifespan on this loop, and a worker beside it."""
+        async with self._app.router.lifespan_context(self._app):
+            yield
 
     @asynccontextmanager
     async def worker_here(self) -> AsyncIterator[Service]:

@@ -172,8 +172,9 @@ class SyncClock(_MovableClock):
 class InMemory:
     """What :func:`in_memory` returns: a context, for ``async with`` and for ``with``."""
 
-    def __init__(self, stage: Stage) -> None:
+    def __init__(self, stage: Stage, *, lifespan: bool) -> None:
         self._stage = stage
+        self._lifespan = lifespan
         self._sync = ExitStack()
         self._async = AsyncExitStack()
 
@@ -184,7 +185,10 @@ class InMemory:
     async def __aenter__(self) -> InMemoryTasks:
         await asyncio.to_thread(self._sync.enter_context, self._stage.set_up())
         try:
-            await self._async.enter_async_context(self._stage.worker_here())
+            stage = self._stage
+            await self._async.enter_async_context(
+                stage.lifespan_here() if self._lifespan else stage.worker_here()
+            )
         except BaseException:
             self._sync.close()
             raise
@@ -212,6 +216,7 @@ def in_memory(
     raise_errors: bool = False,
     timeout: float = 5.0,
     schedule: bool = False,
+    lifespan: bool = False,
     at: datetime | None = None,
 ) -> InMemory:
     """Run an app's tasks in memory, for one test: no server, no file; afterwards the app is as it was.
@@ -228,11 +233,16 @@ def in_memory(
         timeout: Seconds that tasks may take until ``idle`` and its kin, and whoever waits for a result, raise
             StillRunning.
         schedule: Whether the entries of ``beat_schedule`` are sent when the clock is moved past their times.
+        lifespan: Whether to enter the lifespan of ``app`` on the test's loop: httpx's ``ASGITransport`` does not.
         at: The time of the test, which stands still; now, if not given.
 
     Raises:
-        ValueError: There is no such mode.
+        ValueError: There is no such mode, or a lifespan was asked for and no ``app`` given.
     """
+    if lifespan and app is None:
+        raise ValueError(
+            "in_memory(lifespan=True) needs the app whose lifespan it is: in_memory(celery, app=app)."
+        )
     if mode not in get_args(Mode):
         raise ValueError(f"There is no mode {mode!r}: it is one of {', '.join(get_args(Mode))}.")
     stage = Stage(
@@ -244,7 +254,7 @@ def in_memory(
         schedule=schedule,
         clock=Clock(at),
     )
-    return InMemory(stage)
+    return InMemory(stage, lifespan=lifespan)
 
 
 def _run(stage: Stage, work: Callable[[], Coroutine[Any, Any, None]]) -> None:
