@@ -12,6 +12,7 @@
     ├── MalformedMessage              bytes that are no Celery message
     │   └── ContentDisallowed         a content type outside accept_content
     ├── InvalidArguments              a call that does not fit the task's signature
+    ├── KeyReused                     an idempotency key that stands for another call
     ├── UploadError
     │   ├── UploadTooLarge            more bytes than celeriac_upload_limit
     │   ├── UploadGone                its content is not in the storage, or not any more
@@ -39,6 +40,7 @@ __all__ = [
     "ConfigurationError",
     "ContentDisallowed",
     "InvalidArguments",
+    "KeyReused",
     "MalformedMessage",
     "PublishTimeout",
     "ResultTimeout",
@@ -136,6 +138,10 @@ class UploadGone(UploadError, LookupError):
 
 class StorageUnavailable(UploadError, ConnectionError):
     """The storage of uploads cannot be used."""
+
+
+class KeyReused(CeleriacError):
+    """The idempotency key was used with other arguments: send a key of its own with each call."""
 
 
 class TaskError(CeleriacError):

@@ -50,6 +50,7 @@ class _Kind:
 _KINDS: Mapping[type[Exception], _Kind] = {
     errors.TaskNotFound: _Kind(404, "task-not-found", "Task not found"),
     errors.InvalidArguments: _Kind(422, "invalid-arguments", "Invalid arguments"),
+    errors.KeyReused: _Kind(409, "idempotency-key-reused", "Idempotency key reused"),
     errors.TaskFailed: _Kind(424, "task-failed", "Task failed"),
     errors.TaskRevoked: _Kind(409, "task-revoked", "Task revoked"),
     errors.ResultTimeout: _Kind(504, "result-timeout", "Task not finished"),

@@ -13,7 +13,8 @@ from celeriac.fastapi.access import Access
 from celeriac.fastapi.commands import add_closed_commands, add_commands
 from celeriac.fastapi.endpoints import add_events, add_list, add_record
 from celeriac.fastapi.errors import ProblemRoute
-from celeriac.fastapi.exposed import ACCEPTED, Exposed
+from celeriac.fastapi.exposed import Exposed
+from celeriac.fastapi.idempotency import Idempotency
 from celeriac.fastapi.limits import TOO_LARGE, limited_route
 from celeriac.fastapi.models import TaskAccepted
 from celeriac.fastapi.results import LONGEST_WAIT, add_result, responses
@@ -109,6 +110,8 @@ class TasksRouter(APIRouter):
         insecure: bool = False,
         options: EnqueueOptions | None = None,
         deadline: float | None = None,
+        idempotency: Idempotency = "optional",
+        idempotency_expires: float = 86_400.0,
     ) -> None:
         """Make two routes of a task: ``POST path`` enqueues it, and ``GET path/{task_id}`` tells how it stands.
 
@@ -124,6 +127,9 @@ class TasksRouter(APIRouter):
             insecure: let everybody who can reach the app enqueue the task.
             options: those of ``task.using`` that every call has: ``queue``, ``priority``, ``countdown``, …
             deadline: seconds that publishing may take; ``celeriac_publish_deadline`` by default.
+            idempotency: whether requests may, must or cannot say by an ``Idempotency-Key`` that they are the same:
+                ``"optional"``, ``"required"`` or ``"off"``.
+            idempotency_expires: seconds that a key is remembered, but no longer than the record of its task is kept.
 
         Raises:
             ConfigurationError: nobody has said who may enqueue the task, or no JSON body can call it.
@@ -146,6 +152,8 @@ class TasksRouter(APIRouter):
             path=path,
             access=self._access if owner is None else Access.to(self._celery, owner),
             options=_options(task, options, deadline),
+            idempotency=idempotency,
+            idempotency_expires=idempotency_expires,
             longest_wait=self._longest_wait,
             include_traceback=self._include_traceback,
             records=self._records,
@@ -190,7 +198,7 @@ class TasksRouter(APIRouter):
             summary=summary,
             description=description or exposed.task.function.__doc__ or "",
             response_model=TaskAccepted,
-            responses={**ACCEPTED, **(TOO_LARGE if takes_files else {}), **more},
+            responses={**exposed.accepted, **(TOO_LARGE if takes_files else {}), **more},
             route_class_override=limited_route(self._celery) if takes_files else None,
             **shared,
         )

@@ -287,3 +287,22 @@ async def test_a_variadic_parameter_cannot_be_exposed(celery: Celery) -> None:
 
     with pytest.raises(ConfigurationError, match=r"\*files"):
         exposing(celery, several)
+
+
+async def test_an_idempotency_key_tells_files_by_their_content(
+    client: Any, celery: Celery, stored: Any
+) -> None:
+    http = client(exposing(celery, transcode))
+    key = {"Idempotency-Key": "key"}
+    form = {"title": "Holiday"}
+
+    first = await http.post("/tasks/videos", files=FILE, data=form, headers=key)
+    again = await http.post("/tasks/videos", files=FILE, data=form, headers=key)
+    other = {"file": ("a.mov", b"other", "video/quicktime")}
+    conflict = await http.post("/tasks/videos", files=other, data=form, headers=key)
+
+    assert first.status_code == again.status_code == 202, again.text
+    assert again.json()["task_id"] == first.json()["task_id"]
+    assert conflict.status_code == 409
+    assert len(stored()) == 1
+    assert await celery.queue_size("celery") == 1

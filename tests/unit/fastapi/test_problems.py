@@ -36,6 +36,7 @@ async def test_a_store_that_is_gone_asks_to_come_back(
         (errors.TaskNotFound(task_id="t1"), 404),
         (errors.TaskRevoked(task_id="t1"), 409),
         (errors.InvalidArguments("no"), 422),
+        (errors.KeyReused(), 409),
         (errors.TaskFailed("no", exc_type="ValueError", exc_message="no"), 424),
         (errors.BrokerUnavailable(), 503),
         (errors.StoreUnavailable(), 503),
