@@ -47,12 +47,18 @@ class WebApps:
         app = self.find()
         return WebApp(self._nothing() if app is None else app)
 
+    def prepare(self) -> None:
+        """Find the app, or make one that has nothing, if a task needs one. It imports: not to be done on a loop."""
+        tasks = self._celery.tasks.values()
+        if any(getattr(getattr(task, "injected", None), "dependant", None) for task in tasks):
+            _ = self.find() or self._nothing()
+
     @contextmanager
     def running(self, app: Any, state: Mapping[str, Any] | None) -> Iterator[None]:
         """Its lifespan runs on this loop while the context lasts."""
         loop = asyncio.get_running_loop()
         before = self._running.get(loop)
-        self._running[loop] = WebApp(self._nothing() if app is None else app, dict(state or {}))
+        self._running[loop] = WebApp(app, dict(state or {}))
         try:
             yield
         finally:

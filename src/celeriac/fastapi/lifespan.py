@@ -10,6 +10,7 @@ from fastapi import FastAPI
 
 from celeriac.fastapi import shutdown
 from celeriac.fastapi.garbage import spare_what_stays
+from celeriac.webapp import in_worker
 
 if TYPE_CHECKING:
     from celeriac.app import Celery
@@ -28,6 +29,9 @@ async def lifespan(celery: Celery, app: FastAPI) -> AsyncIterator[None]:
     opened, so that a server without its queue does not start.
     """
     async with celery:
+        if in_worker.get():  # which has its own signals, and open what it needs
+            yield
+            return
         with shutdown.listen(), spare_what_stays():
             yield
 
@@ -36,7 +40,8 @@ def compose(celery: Celery, inner: Lifespan | None = None, *, worker: bool = Fal
     """A lifespan around the app's own: ``inner`` runs with celery open, and what it yields is passed on.
 
     With ``worker``, a worker runs inside this process too. It starts after ``inner`` has, and ends before ``inner``
-    does, so that tasks find what the app's lifespan sets up.
+    does, so that tasks find what the app's lifespan sets up. Where a worker runs the lifespan for its tasks' sake, it
+    starts no other.
     """
     run_worker: Callable[[Celery], AbstractAsyncContextManager[Any]] | None = None
     if worker:
@@ -50,9 +55,13 @@ def compose(celery: Celery, inner: Lifespan | None = None, *, worker: bool = Fal
         async with AsyncExitStack() as stack:
             await stack.enter_async_context(lifespan(celery, app))
             state = await stack.enter_async_context(inner(app)) if inner is not None else None
-            if run_worker is not None:
+            if celery.fastapi_app is None:
+                celery.fastapi_app = app
+            stack.enter_context(celery.web_apps.running(app, state))
+            if run_worker is not None and not in_worker.get():
                 await stack.enter_async_context(run_worker(celery))
-            stack.enter_context(spare_what_stays())  # what the inner one has made, too
+            if not in_worker.get():
+                stack.enter_context(spare_what_stays())  # what the inner one has made, too
             yield state
 
     return composed

@@ -66,7 +66,7 @@ class Consumer(ConsumerFacade):
         try:
             # In another thread, as ``celery.contrib.testing.worker`` starts one, a process's signals cannot be heard.
             in_main = threading.current_thread() is threading.main_thread()
-            exitcode = loop.run(self.service.run(listen_to_signals=in_main))
+            exitcode = loop.run(self.service.run(listen_to_signals=in_main, with_lifespan=True))
         except CeleriacError as exc:
             logger.critical("The worker stops: %s", exc)
             raise WorkerShutdown(1) from None

@@ -26,6 +26,7 @@ from celeriac.worker.fetcher import Fetcher, Patience, Slots
 from celeriac.worker.held import Held
 from celeriac.worker.intake import Intake
 from celeriac.worker.leases import LeaseKeeper
+from celeriac.worker.lifespan import app_ready, app_running
 from celeriac.worker.profile import TaskProfile
 from celeriac.worker.rates import RateLimit, Rates
 from celeriac.worker.records import RecordWriter
@@ -77,13 +78,20 @@ class Service:
         self.shutdown = Shutdown(controller.hostname, app.conf.worker_soft_shutdown_timeout)
         self.actions = Actions(self)
 
-    async def run(self, *, listen_to_signals: bool) -> int:
-        """Work until a shutdown is requested. Returns the exit code."""
+    async def run(self, *, listen_to_signals: bool, with_lifespan: bool = False) -> int:
+        """Work until a shutdown is requested. Returns the exit code.
+
+        ``with_lifespan``: whether this is a process of its own, in which nobody else runs the FastAPI app's lifespan.
+        """
         propagation.reset()  # a worker in an API's process may be started by anybody's code
         async with self.app:
             connection = await self.app._connections.here()
             with self.shutdown.on_signals() if listen_to_signals else contextlib.nullcontext():
-                await self._serve(connection)
+                await app_ready(self.app)
+                async with (
+                    app_running(self.app, self.shutdown) if with_lifespan else contextlib.nullcontext()
+                ):
+                    await self._serve(connection)
         return int(self.shutdown.exitcode)
 
     def _build(self, connection: Connection) -> None:
