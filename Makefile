@@ -18,7 +18,7 @@ help:
 	@echo "make check             format, lint, types, import floors"
 	@echo "make bench [ARGS=...]  run the benchmarks"
 	@echo "make peers             install what the benchmarks compare with, each into an environment of its own"
-	@echo "make services          install the servers that some tests start (as root, on Debian and its kin)"
+	@echo "make services          install the servers and the browser that some tests start (as root, on Debian and its kin)"
 
 # exec: a signal to make's child must reach the supervisor, not a shell in between.
 run: .venv/run.stamp
@@ -33,6 +33,7 @@ check: .venv/dev.stamp
 	$(BIN)/mypy
 	$(BIN)/mypy tests/typing
 	cd examples/quickstart && ../../$(BIN)/mypy --config-file ../../pyproject.toml -p worker -m main
+	cd examples/streaming && ../../$(BIN)/mypy --config-file ../../pyproject.toml -m main
 	$(BIN)/pyright
 	$(BIN)/lint-imports
 

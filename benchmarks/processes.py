@@ -58,6 +58,11 @@ class Process:
         self._log = log
         self._ps = psutil.Process(popen.pid)
 
+    @property
+    def pid(self) -> int:
+        """Its process id."""
+        return self._popen.pid
+
     def cpu_seconds(self) -> float:
         """Processor time so far, in user and system mode, its living children included."""
         total = 0.0

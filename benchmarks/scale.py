@@ -38,6 +38,10 @@ class Scale:
     redis_samples: int
     #: Coroutines that wait for results at once.
     waiters: int
+    #: Event streams of one API, events a second for all of them, and for how many seconds.
+    streams: int
+    stream_rate: int
+    stream_seconds: float
     #: Tasks in the queue on Redis when it is tried whether size matters.
     redis_many: int
     #: Jobs of the public comparison.
@@ -64,6 +68,9 @@ FULL = Scale(
     redis_peer_published=5_000,
     redis_samples=300,
     waiters=10_000,
+    streams=5_000,
+    stream_rate=1_000,
+    stream_seconds=20.0,
     redis_many=1_000_000,
     jobs=20_000,
 )
@@ -88,6 +95,9 @@ QUICK = Scale(
     redis_peer_published=2_000,
     redis_samples=100,
     waiters=10_000,
+    streams=5_000,
+    stream_rate=1_000,
+    stream_seconds=5.0,
     redis_many=50_000,
     jobs=1_000,
 )

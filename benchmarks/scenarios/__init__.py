@@ -18,6 +18,7 @@ from benchmarks.scenarios import (
     redis_throughput,
     redis_waiters,
     sleepers,
+    streams,
     throughput,
 )
 
@@ -36,6 +37,8 @@ SCENARIOS: dict[str, Callable[[Scale], Iterator[Row]]] = {
     "redis-publish": redis_publish.measure,
     "redis-latency": latency.measure_redis,
     "redis-waiters": redis_waiters.measure,
+    "streams": streams.measure,
+    "redis-streams": streams.measure_redis,
     "redis-growth": redis_growth.measure,
     "redis-comparison": redis_comparison.measure,
 }

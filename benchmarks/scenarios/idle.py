@@ -13,7 +13,7 @@ from benchmarks.report import Row
 from benchmarks.scale import Scale
 from benchmarks.systems import EMBEDDED, Place, WorkerOptions
 
-__all__ = ["measure"]
+__all__ = ["answers", "measure"]
 
 _NAME = "idle"
 
@@ -43,7 +43,7 @@ def _run(place: Place, seconds: float) -> list[float]:
         running(EMBEDDED.worker(WorkerOptions()), place.env) as worker,
         running(api, place.env) as web,
     ):
-        wait_until(web, lambda: _answers(port), timeout=_START)
+        wait_until(web, lambda: answers(port), timeout=_START)
         run_probe("latency", {"samples": 2, "pause": 0.01}, place.env)
         time.sleep(_SETTLE)
         return _percent([worker, web], seconds)
@@ -60,7 +60,8 @@ def _percent(processes: list[Process], seconds: float) -> list[float]:
     ]
 
 
-def _answers(port: int) -> bool:
+def answers(port: int) -> bool:
+    """Whether the API on this port is up."""
     try:
         with urllib.request.urlopen(f"http://127.0.0.1:{port}/", timeout=1) as response:
             return bool(response.status == 200)
