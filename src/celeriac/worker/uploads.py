@@ -34,6 +34,9 @@ _SWEEP = 900.0
 #: Seconds that contents are kept at least where records are kept for ever.
 _DAY = 86_400.0
 
+#: What ``celery.app.task.Task.replace`` raises Ignore with: the task goes on as another, under its id.
+_REPLACED = ("Replaced by new task",)
+
 #: Records that are asked for at a time.
 _BATCH = 500
 
@@ -80,6 +83,8 @@ def keeps_files(execution: Execution, ending: Ending, action: Action) -> bool:
     A dead letter may be replayed, and a storage that did not answer may have answered by the time of a retry.
     """
     if action is not Action.ACKNOWLEDGE or isinstance(ending.error, StorageUnavailable):
+        return True
+    if ending.outcome is Outcome.IGNORED and getattr(ending.error, "args", None) == _REPLACED:
         return True
     return bool(ending.retries) or (ending.outcome is Outcome.RETRIED and bool(execution.held_retries))
 

@@ -175,6 +175,23 @@ async def test_a_task_that_is_ignored_has_had_its_attempt(
         await until_empty(folder)
 
 
+async def test_a_task_that_replaces_itself_hands_its_file_on(
+    celery: Celery, working: Working, folder: Path
+) -> None:
+    @celery.task
+    async def read(file: UploadFile) -> str:
+        return (await file.read()).decode()
+
+    @celery.task(bind=True)
+    async def delegate(self: Any, file: UploadFile) -> None:
+        raise self.replace(read.s(*self.request.args))
+
+    async with working():
+        handle: Any = await delegate.enqueue(upload())
+        assert await handle.result(5) == "hello"
+        await until_empty(folder)
+
+
 async def test_a_task_that_was_cancelled_while_it_waited_loses_its_file(
     celery: Celery, working: Working, folder: Path
 ) -> None:
