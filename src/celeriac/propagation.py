@@ -18,7 +18,7 @@ import re
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from contextvars import ContextVar, Token
-from typing import Any
+from typing import Any, TypeGuard
 from uuid import UUID
 
 from kombu.utils.imports import symbol_by_name
@@ -44,8 +44,6 @@ request_id: ContextVar[str | None] = ContextVar("celeriac_request_id", default=N
 
 _OWNER, _REQUEST_ID, _CONTEXT = "celeriac_owner", "celeriac_request_id", "celeriac_context"
 
-_HEADERS = (_OWNER, _REQUEST_ID, _CONTEXT)
-
 #: At most 128 visible characters of ASCII: nothing that could forge a line of a log or a header.
 _REQUEST_IDS = re.compile(r"[!-~]{1,128}")
 
@@ -60,7 +58,7 @@ _UNSET: Any = object()
 _SAME_IN_JSON = frozenset({str, int, bool, type(None)})
 
 
-def is_request_id(value: object) -> bool:
+def is_request_id(value: object) -> TypeGuard[str]:
     """Whether this may be a request's id: 1 to 128 visible ASCII characters."""
     return isinstance(value, str) and _REQUEST_IDS.fullmatch(value) is not None
 
@@ -68,13 +66,13 @@ def is_request_id(value: object) -> bool:
 def owner_in(headers: Mapping[str, Any]) -> str | None:
     """The owner that a message's headers name."""
     found = headers.get(_OWNER)
-    return found if isinstance(found, str) and found else None
+    return found if isinstance(found, str) and found and found.isprintable() else None
 
 
 def request_id_in(headers: Mapping[str, Any]) -> str | None:
     """The request that a message's headers name."""
     found = headers.get(_REQUEST_ID)
-    return found if found is not None and is_request_id(found) else None
+    return found if is_request_id(found) else None
 
 
 class Propagation:
@@ -115,9 +113,9 @@ class Propagation:
 
     def restore(self, headers: Mapping[str, Any]) -> None:
         """Set the variables of this context to what a message brings; what it does not bring stays as it is."""
-        if (whose := headers.get(_OWNER)) is not None and isinstance(whose, str):
-            owner.set(whose or None)
-        if (asked := headers.get(_REQUEST_ID)) is not None and is_request_id(asked):
+        if _OWNER in headers and (whose := owner_in(headers)):
+            owner.set(whose)
+        if _REQUEST_ID in headers and (asked := request_id_in(headers)):
             request_id.set(asked)
         if self._variables and isinstance(values := headers.get(_CONTEXT), Mapping):
             for path, variable in self._variables:
@@ -175,9 +173,13 @@ def _owner_of(options: dict[str, Any]) -> Any:
 
 
 def _name(whose: Any) -> str:
-    if isinstance(whose, (str, int, UUID)) and not isinstance(whose, bool) and (name := str(whose)):
-        return name
-    raise InvalidArguments(f"The owner of a task is a non-empty str, an int or a UUID, not {whose!r}.")
+    if isinstance(whose, (str, int, UUID)) and not isinstance(whose, bool):
+        name = str(whose)
+        if name and name.isprintable():  # it is shown, in logs and in pages
+            return name
+    raise InvalidArguments(
+        f"The owner of a task is a non-empty, printable str, an int or a UUID, not {whose!r}."
+    )
 
 
 def _as_json(path: str, value: Any) -> Any:

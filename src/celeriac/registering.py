@@ -32,6 +32,7 @@ class HasTasks(DeclaresTasks, Enqueues):
         self._adopted: dict[str, Declaration] = {}
         self._tasks_of: dict[Declaration, Any] = {}
         self._included: set[str] = set()
+        self._feeds: list[tuple[TaskRouter, Callable[[Placement], None]]] = []
         super().__init__(main, **options)
 
     def include_router(self, router: TaskRouter, *, prefix: str = "", **options: Any) -> None:
@@ -47,6 +48,7 @@ class HasTasks(DeclaresTasks, Enqueues):
             if (app := this()) is not None:
                 app._adopt(placement.within(prefix, options))
 
+        self._feeds.append((router, receive))
         router.feed(receive)
 
     @cached_property

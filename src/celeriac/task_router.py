@@ -95,7 +95,9 @@ class TaskRouter(DeclaresTasks):
         self._options = checked(options)
         self._placements: list[Placement] = []
         self._parents: list[TaskRouter] = []
-        self._receivers: list[Callable[[Placement], None]] = []
+        # Kept by those who asked: a router is a module's, and apps come and go.
+        self._receivers: weakref.WeakSet[Callable[[Placement], None]] = weakref.WeakSet()
+        self._feeds: list[Callable[[Placement], None]] = []
 
     def include_router(self, router: TaskRouter, *, prefix: str = "", **options: Any) -> None:
         """Take in the tasks of another router, those too that it gets later. Raises ConfigurationError for a circle."""
@@ -103,11 +105,16 @@ class TaskRouter(DeclaresTasks):
             raise ConfigurationError("A TaskRouter cannot include itself, nor one that includes it.")
         options = checked(options)
         router._parents.append(self)
-        router.feed(lambda placement: self._add(placement.within(prefix, options)))
+
+        def receive(placement: Placement) -> None:
+            self._add(placement.within(prefix, options))
+
+        self._feeds.append(receive)
+        router.feed(receive)
 
     def feed(self, receive: Callable[[Placement], None]) -> None:
-        """Call this with each declaration that is here, and with each that is to come."""
-        self._receivers.append(receive)
+        """Call this with each declaration that is here, and with each that is to come while somebody else keeps it."""
+        self._receivers.add(receive)
         for placement in list(self._placements):
             receive(placement)
 
@@ -120,7 +127,7 @@ class TaskRouter(DeclaresTasks):
     def _add(self, placement: Placement) -> None:
         placement = placement.within(self._prefix, self._options)
         self._placements.append(placement)
-        for receive in self._receivers:
+        for receive in list(self._receivers):
             receive(placement)
 
     def _declare_task(self, args: Sequence[Any], options: dict[str, Any]) -> Any:

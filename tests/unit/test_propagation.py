@@ -154,6 +154,10 @@ async def test_canvas_inherits_to_its_end(celery: Celery) -> None:
     async def fail() -> None:
         raise ValueError
 
+    @celery.task(bind=True)
+    async def replaced(self: Any) -> None:
+        raise self.replace(step.si("10"))
+
     errors: asyncio.Event = asyncio.Event()
 
     @celery.task
@@ -170,10 +174,13 @@ async def test_canvas_inherits_to_its_end(celery: Celery) -> None:
         assert await handle.result(5) == everything
         parts = await in_request(lambda: celery.enqueue(group(step.si("5"), step.si("6"))))
         assert await parts.result(5) == ["5", "6"]
+        many = await in_request(lambda: celery.enqueue(chord([step.si("9")] * 30, body.s())))
+        assert await many.result(5) == everything
+        assert await (await in_request(replaced.enqueue)).result(5) == "10"
         await in_request(lambda: step.using(link=step.si("7")).enqueue("8"))
         await in_request(lambda: fail.using(link_error=errback.s()).enqueue())
         await asyncio.wait_for(errors.wait(), 5)
-    assert got == dict.fromkeys([*"12345678", "body", "errback"], everything)
+    assert got == dict.fromkeys([*"123456789", "10", "body", "errback"], everything)
 
 
 async def test_an_owner_that_is_given_wins_and_none_means_nobody(celery: Celery) -> None:
@@ -195,7 +202,7 @@ async def test_an_owner_that_is_given_wins_and_none_means_nobody(celery: Celery)
         steps = chain(look.si(), look.si().set(owner="eve"), look.si())
         last = await in_request(lambda: celery.enqueue(steps, owner=None))
         assert await last.result(5) == ["eve", "r-1", "blue"]
-        for wrong in ("", 1.5, True, b"ann"):
+        for wrong in ("", 1.5, True, b"ann", "a\nb", "\ud800"):
             with pytest.raises(InvalidArguments, match="owner of a task"):
                 await look.using(owner=wrong).enqueue()  # type: ignore[arg-type]
 
@@ -298,6 +305,7 @@ async def test_a_path_that_is_no_variable_is_refused_at_the_start(path: str, com
         {"celeriac_owner": "", "celeriac_request_id": "a\nb", "celeriac_context": {"x": 1}},
         {"celeriac_owner": {}, "celeriac_request_id": "é" * 200, "celeriac_context": [TENANT]},
         {"celeriac_owner": None, "celeriac_request_id": None, "celeriac_context": None},
+        {"celeriac_owner": "\ud800", "celeriac_request_id": "\x7f"},
         {"celeriac_owner": [], "celeriac_context": {f"{__name__}:other": "not asked for"}},
     ],
 )

@@ -154,6 +154,8 @@ def test_a_task_that_comes_later_is_there_too(celery: Celery) -> None:
     inner, outer = TaskRouter(), TaskRouter(prefix="late.")
     celery.include_router(outer)
     outer.include_router(inner)
+    del outer
+    gc.collect()
 
     @inner.task
     def after() -> None: ...
@@ -245,6 +247,7 @@ def test_an_app_that_is_gone_is_forgotten() -> None:
     gc.collect()
     with pytest.raises(ConfigurationError, match="no app has included"):
         _ = nothing.app
+    assert len(tasks._receivers) == 0
 
 
 def test_the_same_router_under_two_prefixes(celery: Celery) -> None:
