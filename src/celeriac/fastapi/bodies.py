@@ -3,18 +3,23 @@
 from __future__ import annotations
 
 import inspect
+import json
 import types
 from collections.abc import Callable, Mapping
 from typing import Annotated, Any, Union, get_args, get_origin
 
 from fastapi import Body
+from fastapi.exceptions import RequestValidationError
 from pydantic import BaseModel, ConfigDict, Field, TypeAdapter, create_model
 from pydantic.errors import PydanticInvalidForJsonSchema, PydanticUserError
 
 from celeriac.errors import ConfigurationError
 from celeriac.task import Task
 
-__all__ = ["CallBody", "annotation_of"]
+__all__ = ["CallBody", "annotation_of", "refuse_unreadable"]
+
+#: How deep the arguments of a call may be nested: what shows records goes no deeper than twice that.
+_DEEPEST = 100
 
 _Kind = inspect.Parameter
 _VARIADIC: Mapping[Any, str] = {_Kind.VAR_POSITIONAL: "*", _Kind.VAR_KEYWORD: "**"}
@@ -78,6 +83,34 @@ class CallBody:
             __module__=task.function.__module__,
             **fields,
         )
+
+
+def refuse_unreadable(args: list[Any], kwargs: dict[str, Any]) -> None:
+    """Raise RequestValidationError for JSON that can be read, but not be shown to anybody in the task's record."""
+    text = json.dumps([args, kwargs], default=repr, ensure_ascii=False)
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        raise _unreadable("string_unicode", "A text has half of a surrogate pair in it") from None
+    if text.count("[") + text.count("{") > _DEEPEST and _depth([args, kwargs]) > _DEEPEST:
+        raise _unreadable("too_deep", f"Values may be nested {_DEEPEST} deep")
+
+
+def _unreadable(kind: str, message: str) -> RequestValidationError:
+    return RequestValidationError([{"type": kind, "loc": ("body",), "msg": message, "input": None}])
+
+
+def _depth(value: Any) -> int:
+    depth, level = 0, [value]
+    while level:
+        depth += 1
+        level = [
+            inner
+            for each in level
+            for inner in (each.values() if isinstance(each, dict) else each)
+            if isinstance(inner, (dict, list))
+        ]
+    return depth
 
 
 def _endpoint_parameter(annotation: Any, default: Any) -> inspect.Parameter:

@@ -8,6 +8,7 @@ so it is not gone.
 
 from __future__ import annotations
 
+import json
 import logging
 from collections.abc import Callable, Coroutine, Mapping
 from dataclasses import dataclass
@@ -15,6 +16,7 @@ from typing import Any
 
 from fastapi import FastAPI, Request, Response
 from fastapi.encoders import jsonable_encoder
+from fastapi.exceptions import RequestValidationError
 from fastapi.responses import JSONResponse
 from fastapi.routing import APIRoute
 
@@ -124,6 +126,27 @@ def describe(**details: str) -> dict[int | str, dict[str, Any]]:
     }
 
 
+def _readable(exc: RequestValidationError) -> RequestValidationError:
+    """The error without what JSON cannot express: FastAPI shows what was sent, be it NaN or half of a character."""
+    found = [each if _is_json(each) else _told(each) for each in exc.errors()]
+    return RequestValidationError(found, body=exc.body)
+
+
+def _told(error: Mapping[str, Any]) -> dict[str, Any]:
+    def clean(part: Any) -> Any:
+        return part.encode(errors="replace").decode() if isinstance(part, str) else part
+
+    return {"type": error["type"], "loc": [clean(part) for part in error["loc"]], "msg": clean(error["msg"])}
+
+
+def _is_json(value: Any) -> bool:
+    try:
+        json.dumps(jsonable_encoder(value), allow_nan=False, ensure_ascii=False).encode()
+    except (ValueError, TypeError, RecursionError):
+        return False
+    return True
+
+
 class ProblemRoute(APIRoute):
     """A route that answers our errors as problems, in whatever app it is mounted, and that nobody caches."""
 
@@ -133,6 +156,8 @@ class ProblemRoute(APIRoute):
         async def answer(request: Request) -> Response:
             try:
                 response = await handle(request)
+            except RequestValidationError as exc:
+                raise _readable(exc) from exc
             except errors.CeleriacError as exc:
                 if (answered := problem_of(exc)) is None:
                     raise

@@ -18,7 +18,7 @@ from pydantic_core import PydanticSerializationError
 from celeriac import propagation
 from celeriac.errors import InvalidArguments, PublishTimeout, TaskNotFound
 from celeriac.fastapi.access import Access
-from celeriac.fastapi.bodies import CallBody
+from celeriac.fastapi.bodies import CallBody, refuse_unreadable
 from celeriac.fastapi.endpoints import UNAVAILABLE
 from celeriac.fastapi.errors import describe
 from celeriac.fastapi.forms import FormBody
@@ -151,13 +151,15 @@ class Exposed:
 
     def _dump(self, call_body: CallBody | FormBody, body: Any) -> tuple[list[Any], dict[str, Any]]:
         try:
-            return self.task.schema.dump(*call_body.arguments(body))
+            args, kwargs = self.task.schema.dump(*call_body.arguments(body))
         except InvalidArguments as exc:
             # They came as this request's body, so this is FastAPI's to answer, in its own form.
             errors = [{**error, "loc": call_body.place(tuple(error["loc"]))} for error in exc.errors]
             raise RequestValidationError(
                 errors or [{"type": "value_error", "loc": ("body",), "msg": str(exc), "input": None}]
             ) from exc
+        refuse_unreadable(args, kwargs)
+        return args, kwargs
 
     async def _keyed(
         self, key: str, args: list[Any], kwargs: dict[str, Any], options: dict[str, Any]

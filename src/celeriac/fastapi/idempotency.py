@@ -58,7 +58,7 @@ _log = logging.getLogger(__name__)
 
 def digest(*parts: Any) -> str:
     """A text of fixed length that is the same for the same JSON values alone."""
-    text = json.dumps(parts, sort_keys=True, separators=(",", ":"))
+    text = json.dumps(parts, default=repr, sort_keys=True)
     return hashlib.sha256(text.encode()).hexdigest()
 
 

@@ -103,6 +103,33 @@ async def test_what_does_not_fit_is_fastapis_422(
     assert await celery.queue_size("celery") == 0
 
 
+@pytest.mark.parametrize(
+    ("body", "loc", "kind"),
+    [
+        ('{"customer": NaN}', ["body", "customer"], "string_type"),
+        ('{"customer": "a", "limit": Infinity}', ["body", "limit"], "finite_number"),
+        ('{"customer": ["\\ud800"]}', ["body", "customer"], "string_type"),
+        ('{"customer": "\\ud800"}', ["body"], "string_unicode"),
+        ('{"customer": "a", "\\ud800": 1}', ["body"], "string_unicode"),
+        ('{"customer": "a", "more": ' + "[" * 200 + "]" * 200 + "}", ["body"], "too_deep"),
+    ],
+)
+async def test_what_json_cannot_say_again_is_a_422_too(
+    client: Any, celery: Celery, body: str, loc: list[str], kind: str
+) -> None:
+    async def report_on(customer: str, limit: int = 1, more: Any = None) -> None: ...
+
+    headers = {"Content-Type": "application/json"}
+    http = client(exposing(celery, report_on))
+
+    answer = await http.post("/tasks/reports", content=body, headers=headers)
+
+    assert answer.status_code == 422
+    (error,) = answer.json()["detail"]
+    assert (error["loc"], error["type"]) == (loc, kind)
+    assert (await http.get("/tasks")).json()["items"] == []
+
+
 async def test_a_single_model_is_the_body(client: Any, celery: Celery) -> None:
     async def report_on(order: Order) -> int:
         return 1
