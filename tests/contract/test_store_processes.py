@@ -115,3 +115,39 @@ async def test_processes_that_write_at_once_lose_nothing(store: Store, url: str)
     shared = await store.events("shared")
     assert [event.data["state"] for event in shared if event.kind == "state"].count("SUCCESS") == 1
     assert len([event for event in shared if event.kind == "value"]) == 27
+
+
+#: When told to, asks for one key for many tasks at once, and tells whose it is, and for how many the claim was new.
+_CLAIMER = """
+import asyncio, sys
+from celeriac.stores.urls import store_for
+
+async def main(url, name):
+    store = store_for(url)
+    await store.open()
+    print("open", flush=True)
+    sys.stdin.readline()
+    claims = await asyncio.gather(
+        *(store.claim_key("key", "print", f"{name}-{number}", expires=60) for number in range(10))
+    )
+    print({claim.task_id for claim in claims}.pop(), sum(claim.new for claim in claims), flush=True)
+    await store.close()
+
+asyncio.run(main(*sys.argv[1:]))
+"""
+
+
+async def test_of_fifty_claims_of_a_key_in_five_processes_one_is_new(store: Store, url: str) -> None:
+    claimers = [await _start(_CLAIMER, url, f"process-{number}") for number in range(5)]
+    for claimer in claimers:
+        assert claimer.stdout is not None
+        assert await claimer.stdout.readline() == b"open\n"
+    for claimer in claimers:
+        assert claimer.stdin is not None
+        claimer.stdin.write(b"go\n")
+    answers = [(await claimer.communicate())[0].split() for claimer in claimers]
+    assert sum(int(new) for _, new in answers) == 1
+    (holder,) = {task_id.decode() for task_id, _ in answers}
+    # They have ended; the key is still whose it was.
+    claim = await store.claim_key("key", "print", "another", expires=60)
+    assert (claim.task_id, claim.new) == (holder, False)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Collection, Iterator
 from dataclasses import replace
+from itertools import count
 from typing import Any
 
 import pytest
@@ -52,13 +53,20 @@ _events = st.builds(
     st.sampled_from(['{"current": 1, "total": 2, "note": "n"}', "3"]),
     st.integers(0, 2**31).map(float),
 )
+_key = st.sampled_from(["k", "ü"])
 _steps = st.lists(
     st.tuples(st.just("transition"), st.lists(_transitions, max_size=6))
     | st.tuples(st.just("append_events"), st.lists(_events, max_size=3))
     | st.tuples(st.just("request_cancel"), st.lists(st.sampled_from(_IDS), max_size=2))
-    | st.tuples(st.just("forget"), st.lists(st.sampled_from(_IDS), max_size=1)),
+    | st.tuples(st.just("forget"), st.lists(st.sampled_from(_IDS), max_size=1))
+    | st.tuples(st.just("trim"), st.none())
+    | st.tuples(st.just("claim_key"), st.tuples(_key, st.sampled_from(["p", "q"]), st.sampled_from(_IDS)))
+    | st.tuples(st.just("release_key"), st.tuples(_key, st.sampled_from(_IDS))),
     max_size=8,
 )
+
+
+_examples = count()  # each has keys of its own
 
 
 def _comparable(record: TaskRecord) -> TaskRecord:
@@ -70,13 +78,29 @@ def _comparable(record: TaskRecord) -> TaskRecord:
     return replace(record, cancel_requested_at=None, finished_at=finished)
 
 
-async def _observe(store: Store, steps: list[tuple[str, Any]]) -> Any:
-    answers = [await getattr(store, name)(argument) for name, argument in steps]
+async def _do(store: Store, name: str, argument: Any, example: int) -> Any:
+    if name == "trim":
+        while await store.trim():
+            pass
+        return {each.task_id: (each.owner, each.at) for each in (await store.gone(_IDS)).values()}
+    if name == "claim_key":
+        key, fingerprint, task_id = argument
+        claim = await store.claim_key(f"{key}-{example}", fingerprint, task_id, expires=3600)
+        return claim.task_id, claim.fingerprint, claim.new
+    if name == "release_key":
+        key, task_id = argument
+        return await store.release_key(f"{key}-{example}", task_id)
+    answer = await getattr(store, name)(argument)
+    return len(answer) if isinstance(answer, Collection) else answer
+
+
+async def _observe(store: Store, steps: list[tuple[str, Any]], example: int) -> Any:
+    answers = [await _do(store, name, argument, example) for name, argument in steps]
     records = {id_: _comparable(record) for id_, record in (await store.get(_IDS)).items()}
     events = {id_: [(event.kind, event.data) for event in await store.events(id_)] for id_ in _IDS}
     listed = {record.id for record in (await store.list(RecordFilter())).records}
-    counts = [len(answer) if isinstance(answer, Collection) else answer for answer in answers]
-    return counts, records, events, listed, set(await store.cancelled(_IDS))
+    gone = {each.task_id: each.owner for each in (await store.gone(_IDS)).values()}
+    return answers, records, events, listed, set(await store.cancelled(_IDS)), gone
 
 
 @pytest.fixture(scope="module", params=["sqlite", "redis"])
@@ -105,7 +129,8 @@ def test_every_store_agrees_with_the_one_in_memory(
     stores: tuple[asyncio.Runner, Store, Store], steps: list[tuple[str, Any]]
 ) -> None:
     runner, *pair = stores
+    example = next(_examples)
     for store in pair:
         runner.run(store.forget(_IDS))
-    in_memory, elsewhere = (runner.run(_observe(store, steps)) for store in pair)
+    in_memory, elsewhere = (runner.run(_observe(store, steps, example)) for store in pair)
     assert elsewhere == in_memory

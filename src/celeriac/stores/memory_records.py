@@ -206,7 +206,9 @@ class MemoryRecords:
         with self._changed:
             before = micros(now - kept)
             old = [
-                (ended, row) for row in self._rows.values() if (ended := row.finished_at) and ended < before
+                (ended, row)
+                for row in self._rows.values()
+                if (ended := row.finished_at) is not None and ended < before
             ]
             old.sort(key=lambda each: each[0])
             for ended, row in old[:limit]:

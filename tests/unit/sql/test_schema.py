@@ -13,9 +13,10 @@ from celery import Celery
 from sqlalchemy.engine import Engine
 
 from celeriac.sql import engine as sql_engine
-from celeriac.sql import schema
+from celeriac.sql import event_log, gone, keys, schema
 from celeriac.sql.schema import create_tables
 from celeriac.sql.tables import metadata
+from celeriac.sql.transitions import Entry, apply_transitions
 
 
 @pytest.fixture
@@ -117,3 +118,19 @@ def test_processes_that_start_at_once_do_not_disturb_each_other(tmp_path: Path) 
     engine = sql_engine.create_engine(url)
     _assert_complete(engine)
     engine.dispose()
+
+
+def test_a_database_of_before_gets_the_tables_it_lacks_and_keeps_its_records(engine: Engine) -> None:
+    create_tables(engine)
+    with engine.begin() as connection:
+        connection.exec_driver_sql("DROP TABLE celeriac_key")
+        connection.exec_driver_sql("DROP TABLE celeriac_expired")
+        apply_transitions(connection, [Entry("before", "SUCCESS", 1.0, date_done="1970-01-01 00:00:01")])
+
+    create_tables(engine)
+
+    _assert_complete(engine)
+    with engine.begin() as connection:
+        assert keys.claim(connection, "key", "print", "task", 1.0, 1.0).task_id == "task"
+        assert event_log.trim_records(connection, 10.0, 5.0, 100) == 1
+        assert [expired.task_id for expired in gone.fetch(connection, ["before"], 10.0)] == ["before"]

@@ -58,3 +58,31 @@ async def test_orphans_go_in_windows_and_the_newest_event_stays(database_url: st
     )
     assert await database.read(event_log.end) == newest + 1
     await database.close()
+
+
+async def test_traces_go_in_pieces(database_url: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("celeriac.stores.sql._TRIM_TRACES", 2)
+    store = SQLStore(database_url, expires=60)
+    await store.open()
+    for number in range(5):
+        await store.claim_key(f"old-{number}", "print", "task", expires=-1)
+    await store.claim_key("new", "print", "task", expires=60)
+    database = Database.shared(database_url)
+    await database.write(
+        lambda c: c.exec_driver_sql(
+            "INSERT INTO celeriac_expired VALUES ('a', NULL, 1, 2), ('b', NULL, 1, 3), ('c', NULL, 1, 4e9)"
+        )
+    )
+
+    async def left() -> list[int]:
+        await store.trim()
+        return [
+            await database.read(
+                lambda c, table=table: c.exec_driver_sql(f"SELECT count(*) FROM {table}").scalar()
+            )
+            for table in ("celeriac_key", "celeriac_expired")
+        ]
+
+    assert [await left() for _ in range(3)] == [[4, 1], [2, 1], [1, 1]]
+    assert set(await store.gone(["a", "b", "c"])) == {"c"}
+    await store.close()
