@@ -166,10 +166,10 @@ class Celery(HasTasks):
         websocket_origins: Sequence[str] = (),
         longest_wait: float = 60.0,
     ) -> TasksRouter:
-        """The routes of records (get, list, result, events over SSE and WebSocket, cancel, retry), and ``expose``.
+        """The routes of records (get, list, result, events by SSE and WebSocket, cancel, retry, delete) and ``expose``.
 
         ``dependencies`` and ``owner`` are FastAPI's ``Depends(…)``: the first guard every route, the second tells
-        whose tasks a caller may see. Cancel and retry answer 403 unless one of them is given, or ``insecure=True``.
+        whose tasks a caller may see. Cancel, retry, delete are 403 unless one of them is given, or ``insecure=True``.
         Without ``records`` there is only what is exposed. ``heartbeat``, ``slow_client`` (after which one that takes no
         events is dropped) and ``longest_wait`` (of ``?wait=``) are seconds. ``websocket_origins``: whose pages may open
         the WebSocket, besides the app's own.

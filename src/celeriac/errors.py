@@ -19,6 +19,7 @@
     │   └── StorageUnavailable        the storage of uploads is gone, full, refusing
     └── TaskError
         ├── TaskNotFound              an id without a record
+        │   └── TaskExpired           it had one, which has expired
         ├── ResultTimeout             not ready in time
         ├── TaskFailed                the task raised; the record has the details
         ├── StillRunning              a test waited for tasks that did not end
@@ -29,6 +30,7 @@ A class's docstring is its message when it is raised without one.
 
 from __future__ import annotations
 
+from datetime import datetime
 from typing import Any
 
 from celery import exceptions as celery_exceptions
@@ -49,6 +51,7 @@ __all__ = [
     "StoreError",
     "StoreUnavailable",
     "TaskError",
+    "TaskExpired",
     "TaskFailed",
     "TaskNotFound",
     "TaskRevoked",
@@ -154,6 +157,19 @@ class TaskError(CeleriacError):
 
 class TaskNotFound(TaskError, LookupError):
     """There is no record of this task id."""
+
+
+class TaskExpired(TaskNotFound):
+    """The task's record has expired, some time after the task had ended.
+
+    ``expired_at`` is when (UTC).
+    """
+
+    def __init__(
+        self, message: str | None = None, task_id: str | None = None, *, expired_at: datetime | None = None
+    ) -> None:
+        super().__init__(message, task_id)
+        self.expired_at = expired_at
 
 
 class ResultTimeout(TaskError, celery_exceptions.TimeoutError, TimeoutError):  # type: ignore[misc]

@@ -9,7 +9,8 @@ from uuid import UUID
 
 from fastapi import Depends, params
 
-from celeriac.errors import TaskNotFound
+from celeriac.errors import TaskExpired, TaskNotFound
+from celeriac.stores.base import Store
 from celeriac.stores.records import TaskRecord
 
 if TYPE_CHECKING:
@@ -40,8 +41,10 @@ class Access:
 
         async def find(task_id: str, caller: str | None) -> TaskRecord:
             found = (await celery.store.get([task_id])).get(task_id)
+            if found is None:
+                raise await _missing(celery.store, task_id, caller)
             # Somebody else's task is as unknown as one that never was: an id must not be found by trying.
-            if found is None or (caller is not None and found.owner != caller):
+            if caller is not None and found.owner != caller:
                 raise TaskNotFound(task_id=task_id)
             return found
 
@@ -49,6 +52,14 @@ class Access:
             return await find(task_id, caller)
 
         return cls(caller, list_owner, Depends(record), find)
+
+
+async def _missing(store: Store, task_id: str, caller: str | None) -> TaskNotFound:
+    """Why there is no record: nobody learns that somebody else's has expired."""
+    gone = (await store.gone([task_id])).get(task_id)
+    if gone is None or (caller is not None and gone.owner != caller):
+        return TaskNotFound(task_id=task_id)
+    return TaskExpired(task_id=task_id, expired_at=gone.at)
 
 
 def _caller(owner: Any) -> Any:

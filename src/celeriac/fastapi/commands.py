@@ -1,4 +1,4 @@
-"""The routes that change something: cancel and retry; and what stands there as long as nobody has said who may."""
+"""The routes that change something: cancel, retry, delete; and what is there while nobody has said who may."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from celery import states
 from fastapi import APIRouter, Response
 
 from celeriac.fastapi.access import Access
-from celeriac.fastapi.endpoints import UNAVAILABLE, UNKNOWN
+from celeriac.fastapi.endpoints import EXPIRED, UNAVAILABLE, UNKNOWN
 from celeriac.fastapi.errors import describe, problem
 from celeriac.fastapi.models import Cancelled, Retried
 from celeriac.stores.records import TaskRecord
@@ -19,19 +19,19 @@ if TYPE_CHECKING:
 __all__ = ["add_closed_commands", "add_commands"]
 
 _CLOSED = (
-    "Nobody may cancel or retry tasks here until celery.router() is given dependencies=[…] that check the caller, "
-    "owner=Depends(…) that names them, or insecure=True."
+    "Nobody may cancel, retry or delete tasks here until celery.router() is given dependencies=[…] that check the "
+    "caller, owner=Depends(…) that names them, or insecure=True."
 )
 
 
 def add_commands(router: APIRouter, celery: Celery, access: Access) -> None:
-    """``POST /{task_id}/cancel`` and ``POST /{task_id}/retry``."""
+    """``POST /{task_id}/cancel``, ``POST /{task_id}/retry`` and ``DELETE /{task_id}``."""
 
     @router.post(
         "/{task_id}/cancel",
         status_code=202,
         response_model=Cancelled,
-        responses=describe(_404=UNKNOWN, _503=UNAVAILABLE),
+        responses=describe(_404=UNKNOWN, _410=EXPIRED, _503=UNAVAILABLE),
     )
     async def cancel_task(record: TaskRecord = access.record) -> Cancelled:
         """Cancel a task, whether it waits or runs. One that has finished stays as it is."""
@@ -46,6 +46,7 @@ def add_commands(router: APIRouter, celery: Celery, access: Access) -> None:
         responses=describe(
             _404=UNKNOWN,
             _409="The task has not finished, its record does not say what to run, or its uploads are gone.",
+            _410=EXPIRED,
             _422="The recorded arguments do not fit the task any more.",
             _503=UNAVAILABLE,
         ),
@@ -61,11 +62,29 @@ def add_commands(router: APIRouter, celery: Celery, access: Access) -> None:
         await celery.replay(record)
         return Retried(task_id=record.id, state=states.PENDING)
 
+    @router.delete(
+        "/{task_id}",
+        status_code=204,
+        response_model=None,
+        response_description="There is no record of the task any more.",
+        responses=describe(
+            _404=UNKNOWN, _409="The task has not finished: cancel it first.", _410=EXPIRED, _503=UNAVAILABLE
+        ),
+    )
+    async def delete_task(record: TaskRecord = access.record) -> Response:
+        """Delete the record and the events of a finished task."""
+        if not record.ready:
+            detail = f"The task is {record.state}: only a finished one can be deleted. Cancel it first."
+            return problem(409, "task-not-finished", "Task not finished", detail, task_id=record.id)
+        await celery.store.forget([record.id])
+        return Response(status_code=204)
+
 
 def add_closed_commands(router: APIRouter) -> None:
     """Answer 403 where the commands would be, and say how to open them."""
 
     @router.post("/{task_id}/cancel", include_in_schema=False)
     @router.post("/{task_id}/retry", include_in_schema=False)
+    @router.delete("/{task_id}", include_in_schema=False)
     async def closed(task_id: str) -> Response:
         return problem(403, "commands-closed", "Not allowed", _CLOSED, task_id=task_id)

@@ -21,9 +21,10 @@ from celeriac.stores.records import RecordFilter, TaskRecord
 if TYPE_CHECKING:
     from celeriac.app import Celery
 
-__all__ = ["UNAVAILABLE", "UNKNOWN", "add_events", "add_list", "add_record"]
+__all__ = ["EXPIRED", "UNAVAILABLE", "UNKNOWN", "add_events", "add_list", "add_record"]
 
 UNKNOWN = "There is no record of this task id, or it is somebody else's."
+EXPIRED = "The record has expired, which is remembered for a while: `expired_at` says when."
 UNAVAILABLE = "The store or the broker cannot be reached; `Retry-After` says when to ask again."
 
 
@@ -49,7 +50,11 @@ def add_record(router: APIRouter, access: Access, *, include_traceback: bool) ->
     """``GET /{task_id}``: everything that is known of one task."""
     model = TracedTaskOut if include_traceback else TaskOut
 
-    @router.get("/{task_id}", response_model=model, responses=describe(_404=UNKNOWN, _503=UNAVAILABLE))
+    @router.get(
+        "/{task_id}",
+        response_model=model,
+        responses=describe(_404=UNKNOWN, _410=EXPIRED, _503=UNAVAILABLE),
+    )
     async def get_task(record: TaskRecord = access.record) -> TaskOut:
         """Everything that is known of one task."""
         return model.of(record)
@@ -85,7 +90,7 @@ def add_events(
         "/{task_id}/events",
         status_code=200,
         response_class=EventsResponse,
-        responses={200: {"content": content}, **describe(_404=UNKNOWN, _503=UNAVAILABLE)},
+        responses={200: {"content": content}, **describe(_404=UNKNOWN, _410=EXPIRED, _503=UNAVAILABLE)},
         response_description=(
             "Events named `state`, `progress` and `value` with their data as JSON and their id for `Last-Event-ID`, "
             "then `end` once the task has finished."

@@ -50,6 +50,7 @@ class _Kind:
 
 
 _KINDS: Mapping[type[Exception], _Kind] = {
+    errors.TaskExpired: _Kind(410, "task-expired", "Task expired"),
     errors.TaskNotFound: _Kind(404, "task-not-found", "Task not found"),
     errors.InvalidArguments: _Kind(422, "invalid-arguments", "Invalid arguments"),
     errors.KeyReused: _Kind(409, "idempotency-key-reused", "Idempotency key reused"),
@@ -97,6 +98,8 @@ def _answer(exc: Exception, kind: _Kind, *, include_traceback: bool = False) -> 
         more["errors"] = [
             {key: error[key] for key in ("type", "loc", "msg") if key in error} for error in exc.errors
         ]
+    if isinstance(exc, errors.TaskExpired):
+        more["expired_at"] = exc.expired_at
     if isinstance(exc, errors.TaskFailed):
         more |= {"exc_type": exc.exc_type, "exc_message": exc.exc_message}
         more["traceback"] = exc.traceback if include_traceback else None

@@ -182,6 +182,7 @@ class Problem(BaseModel):
     task_id: str | None = None
     exc_type: str | None = None
     exc_message: str | None = None
+    expired_at: datetime | None = None
     errors: list[Any] | None = None
     traceback: str | None = None
 

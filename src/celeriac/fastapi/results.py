@@ -13,7 +13,7 @@ from celeriac.errors import TaskNotFound
 from celeriac.fastapi import shutdown
 from celeriac.fastapi.access import Access
 from celeriac.fastapi.alarm import Alarm, Ring
-from celeriac.fastapi.endpoints import UNAVAILABLE, UNKNOWN
+from celeriac.fastapi.endpoints import EXPIRED, UNAVAILABLE, UNKNOWN
 from celeriac.fastapi.errors import describe, failed, revoked
 from celeriac.fastapi.models import TaskPending, TaskResult
 from celeriac.stores.base import Store
@@ -47,6 +47,7 @@ def responses(pending: Any) -> dict[int | str, dict[str, Any]]:
         **describe(
             _404=UNKNOWN,
             _409="The task was revoked; it may be retried.",
+            _410=EXPIRED,
             _424="The task failed: `exc_type` and `exc_message` say how.",
             _503=UNAVAILABLE,
         ),

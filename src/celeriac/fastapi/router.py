@@ -31,9 +31,10 @@ Owner = params.Depends | Callable[..., Any]
 
 
 class TasksRouter(APIRouter):
-    """The routes of tasks: list, record, result, events, cancel and retry, and those of the tasks that are exposed.
+    """The routes of tasks: list, record, result, events, cancel, retry, delete, and those of exposed tasks.
 
-    Cancel and retry are closed, and answer 403, unless one of ``dependencies``, ``owner`` and ``insecure`` is given.
+    Cancel, retry and delete are closed, and answer 403, unless one of ``dependencies``, ``owner`` and ``insecure`` is
+    given.
 
     Args:
         dependencies: FastAPI dependencies of every route; they raise to turn a caller away.

@@ -12,13 +12,15 @@ def nobody() -> None: ...
 OPEN = [{"insecure": True}, {"dependencies": [Depends(nobody)]}, {"owner": Depends(lambda: "ann")}]
 
 
-@pytest.mark.parametrize("command", ["cancel", "retry"])
+@pytest.mark.parametrize(
+    ("method", "path"), [("POST", "/tasks/t1/cancel"), ("POST", "/tasks/t1/retry"), ("DELETE", "/tasks/t1")]
+)
 async def test_commands_are_closed_by_default_and_say_how_to_open_them(
-    client: Any, feed: Any, command: str
+    client: Any, feed: Any, method: str, path: str
 ) -> None:
     await feed.enqueued()
 
-    answer = await client().post(f"/tasks/t1/{command}")
+    answer = await client().request(method, path)
 
     assert answer.status_code == 403
     assert answer.headers["content-type"] == "application/problem+json"
@@ -109,3 +111,49 @@ async def test_a_record_that_does_not_say_what_to_run_is_not_retried(client: Any
 @pytest.mark.parametrize("command", ["cancel", "retry"])
 async def test_an_unknown_id_is_a_problem(client: Any, command: str) -> None:
     assert (await client(insecure=True).post(f"/tasks/nothing/{command}")).status_code == 404
+
+
+@pytest.mark.parametrize("options", OPEN, ids=lambda options: next(iter(options)))
+@pytest.mark.parametrize("state", ["FAILURE", "REVOKED", "SUCCESS"])
+async def test_a_finished_task_is_deleted_with_its_events(
+    client: Any, feed: Any, state: str, options: dict[str, Any]
+) -> None:
+    await feed.started(owner="ann")
+    await feed.emitted("t1", "1")
+    await feed.state("t1", state, result="null")
+    http = client(**options)
+
+    answer = await http.delete("/tasks/t1")
+
+    assert (answer.status_code, answer.content) == (204, b"")
+    for path in ("/tasks/t1", "/tasks/t1/result", "/tasks/t1/events"):
+        assert (await http.get(path)).status_code == 404
+    assert (await http.delete("/tasks/t1")).status_code == 404
+    assert (await http.get("/tasks")).json()["items"] == []
+    assert not await feed.store.events("t1")
+
+
+@pytest.mark.parametrize("state", ["PENDING", "STARTED", "RETRY", "SORTING"])
+async def test_an_unfinished_task_is_cancelled_before_it_is_deleted(
+    client: Any, feed: Any, state: str
+) -> None:
+    await feed.enqueued()
+    if state != "PENDING":
+        await feed.state("t1", state)
+    http = client(insecure=True)
+
+    answer = await http.delete("/tasks/t1")
+
+    assert answer.status_code == 409
+    assert answer.headers["content-type"] == "application/problem+json"
+    assert answer.json()["type"] == "urn:celeriac:problem:task-not-finished"
+    assert "Cancel it first" in answer.json()["detail"]
+    assert (await http.get("/tasks/t1")).json()["state"] == state
+
+
+async def test_somebody_elses_task_is_not_deleted(client: Any, feed: Any) -> None:
+    await feed.enqueued(owner="bob")
+    await feed.succeeded()
+
+    assert (await client(owner=lambda: "ann").delete("/tasks/t1")).status_code == 404
+    assert set(await feed.store.get(["t1"])) == {"t1"}

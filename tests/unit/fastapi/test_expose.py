@@ -498,7 +498,7 @@ async def test_the_document_says_what_fastapi_users_expect(celery: Celery) -> No
     assert post["deprecated"] is True
     assert sorted(post["responses"]) == ["202", "409", "418", "422", "503"]
     assert sorted(post["responses"]["202"]["headers"]) == ["Idempotency-Replayed", "Location", "Retry-After"]
-    assert sorted(get["responses"]) == ["200", "202", "404", "409", "422", "424", "503"]
+    assert sorted(get["responses"]) == ["200", "202", "404", "409", "410", "422", "424", "503"]
     fields = app.openapi()["components"]["schemas"]["BuildReportArguments"]
     assert fields["required"] == ["customer"]
     assert fields["properties"]["customer"]["description"] == "Whose rows."
