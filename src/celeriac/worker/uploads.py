@@ -31,8 +31,11 @@ logger = get_logger(__name__)
 #: Seconds between two sweeps.
 _SWEEP = 900.0
 
-#: Seconds that contents are kept at least where records are kept for ever.
+#: Seconds that contents are kept where records are kept for ever.
 _DAY = 86_400.0
+
+#: Seconds that they are kept at least: a slow storage may take long, and there is no record before it is done.
+_HOUR = 3600.0
 
 #: What ``celery.app.task.Task.replace`` raises Ignore with: the task goes on as another, under its id.
 _REPLACED = ("Replaced by new task",)
@@ -122,7 +125,7 @@ async def sweep(storage: Storage, store: Store, *, now: float | None = None) -> 
 
     ``now`` is epoch seconds. Returns how many there were. Raises StorageUnavailable, StoreUnavailable.
     """
-    before = (time.time() if now is None else now) - (store.expires or _DAY)
+    before = (time.time() if now is None else now) - max(store.expires or _DAY, _HOUR)
     removed = 0
     contents = await storage.contents(before)
     for start in range(0, len(contents), _BATCH):

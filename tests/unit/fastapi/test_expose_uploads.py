@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Annotated, Any
 
 import pytest
-from fastapi import FastAPI, Header, UploadFile
+from fastapi import FastAPI, File, Form, Header, UploadFile
 from pydantic import BaseModel, Field
 from tests.unit.fastapi.conftest import serve
 
@@ -306,3 +306,20 @@ async def test_an_idempotency_key_tells_files_by_their_content(
     assert conflict.status_code == 409
     assert len(stored()) == 1
     assert await celery.queue_size("celery") == 1
+
+
+async def test_what_fastapi_says_of_a_parameter_may_stand_in_the_task(client: Any, celery: Celery) -> None:
+    async def annotated(
+        file: Annotated[UploadFile, File(description="What to play.")],
+        title: Annotated[str, Form(max_length=3)],
+    ) -> str:
+        return title
+
+    app = exposing(celery, annotated)
+    http = client(app)
+
+    assert (await http.post("/tasks/videos", files=FILE, data={"title": "It"})).status_code == 202
+    refused = await http.post("/tasks/videos", files=FILE, data={"title": "Long"})
+    assert refused.json()["detail"][0]["loc"] == ["body", "title"]
+    [form] = [s for n, s in app.openapi()["components"]["schemas"].items() if n.startswith("Body_")]
+    assert form["properties"]["file"]["description"] == "What to play."

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 from pathlib import Path
 from typing import Annotated, Any
+from unittest.mock import ANY
 
 import pytest
 from celery.exceptions import Ignore, Reject
@@ -13,7 +14,8 @@ from pydantic import Field
 from tests.unit.uploads.conftest import Working, upload
 
 from celeriac import Celery
-from celeriac.errors import InvalidArguments, TaskRevoked, UploadGone, UploadTooLarge
+from celeriac.errors import InvalidArguments, StorageUnavailable, TaskRevoked, UploadGone, UploadTooLarge
+from celeriac.testing import in_memory
 
 
 def names(folder: Path) -> list[str]:
@@ -369,3 +371,64 @@ async def test_unvalidated_arguments_are_files_all_the_same(celery: Celery, work
 
     async with working():
         assert await (await read.enqueue(upload())).result(5) == "hello"
+
+
+async def test_the_traceback_of_a_failed_task_begins_in_the_task(celery: Celery, working: Working) -> None:
+    @celery.task
+    async def fail(file: UploadFile) -> None:
+        raise ValueError("no")
+
+    async with working():
+        handle = await fail.enqueue(upload())
+        with pytest.raises(ValueError, match="no"):
+            await handle.result(5)
+        traceback = (await handle.record()).traceback or ""
+    assert "in fail" in traceback
+    assert "celeriac" not in traceback.split("test_tasks.py")[0]
+
+
+async def test_pickle_does_not_take_the_file_itself(celery: Celery, working: Working, folder: Path) -> None:
+    celery.conf.accept_content = ["json", "pickle"]
+
+    @celery.task
+    async def read(file: UploadFile, more: bytes) -> str:
+        return (await file.read() + more).decode()
+
+    async with working():
+        assert await (await read.using(serializer="pickle").enqueue(upload(), b"!")).result(5) == "hello!"
+        await until_empty(folder)
+
+
+async def test_a_storage_that_does_not_answer_fails_the_task_and_keeps_the_file(
+    celery: Celery, working: Working, folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    @celery.task
+    async def read(file: UploadFile) -> str:
+        return (await file.read()).decode()
+
+    async with celery:
+        handle = await read.enqueue(upload())
+        stored, hidden = folder / names(folder)[0], folder / "hidden"
+        stored.rename(hidden)
+        stored.mkdir()  # cannot be opened
+        async with working():
+            with pytest.raises(StorageUnavailable):
+                await handle.result(5)
+            stored.rmdir()
+            hidden.rename(stored)
+            await celery.replay(await handle.record())
+            assert await handle.result(5) == "hello"
+            await until_empty(folder)
+
+
+async def test_files_wait_in_memory_in_tests(celery: Celery, folder: Path) -> None:
+    @celery.task
+    async def read(file: UploadFile, title: str) -> str:
+        return title + (await file.read()).decode()
+
+    async with in_memory(celery) as tasks:
+        handle = await read.enqueue(upload(), "It: ")
+        await tasks.idle()
+        assert await handle.result() == "It: hello"
+        tasks.assert_enqueued(read, ANY, "It: ")
+    assert names(folder) == []
