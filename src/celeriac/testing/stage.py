@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import math
 from collections.abc import AsyncIterator, Callable, Collection, Iterator
 from contextlib import asynccontextmanager, contextmanager
@@ -46,6 +47,8 @@ _SETTINGS: dict[str, Any] = {
     "celeriac_upload_storage_options": {},
     "redis_backend_use_ssl": None,
     "result_backend_transport_options": {},
+    # However far the clock is moved, a test can look at what there was.
+    "result_expires": None,
     "task_always_eager": False,
     "worker_enable_remote_control": False,
 }
@@ -215,7 +218,8 @@ class Stage:
         changed = asyncio.Event()
 
         def tell() -> None:
-            loop.call_soon_threadsafe(changed.set)
+            with contextlib.suppress(RuntimeError):  # a loop that has closed has nobody who waits
+                loop.call_soon_threadsafe(changed.set)
 
         stop = self.queues.listen(tell)
         try:
@@ -237,7 +241,8 @@ class Stage:
     def _poke(self) -> None:
         # A queue may be new, or may be worked on only now.
         for loop, service in self.workers:
-            loop.call_soon_threadsafe(service.fetcher.look_again)
+            with contextlib.suppress(RuntimeError):
+                loop.call_soon_threadsafe(service.fetcher.look_again)
 
     def _runners(self, loop: asyncio.AbstractEventLoop) -> set[asyncio.Task[None]]:
         return {runner for at, service in self.workers if at is loop for runner in service.runners}

@@ -259,10 +259,11 @@ def in_memory(
 
 def _run(stage: Stage, work: Callable[[], Coroutine[Any, Any, None]]) -> None:
     """Run a coroutine where the worker is, or with a worker of its own."""
-    if asyncio._get_running_loop() is not None:
+    loop = stage.workers[-1][0] if stage.workers else None
+    here = asyncio._get_running_loop()
+    if here is not None and loop in (None, here):
         raise ConfigurationError("This blocks: use `async with in_memory(…)` where an event loop runs.")
-    if stage.workers:
-        loop, _ = stage.workers[-1]
+    if loop is not None:
         asyncio.run_coroutine_threadsafe(work(), loop).result()
         return
 
