@@ -6,7 +6,7 @@ import asyncio
 import contextlib
 import math
 from collections.abc import AsyncIterator, Callable, Collection, Iterator
-from contextlib import asynccontextmanager, contextmanager
+from contextlib import AsyncExitStack, asynccontextmanager, contextmanager
 from typing import Any, Literal
 from uuid import uuid4
 
@@ -21,6 +21,7 @@ from celeriac.testing.compat import elsewhere
 from celeriac.testing.inline import StagedConnections
 from celeriac.testing.queues import ObservedQueues, ObservedRecords
 from celeriac.testing.schedule import Schedule
+from celeriac.webapp import in_worker
 from celeriac.worker.embedded import run_embedded
 from celeriac.worker.service import Service
 
@@ -121,11 +122,16 @@ class Stage:
 
         @asynccontextmanager
         async def lifespan(app: Any) -> AsyncIterator[Any]:
-            async with inner(app) as state:
+            async with AsyncExitStack() as stack:
+                starting = in_worker.set(True)  # so that it starts no worker of its own
+                try:
+                    state = await stack.enter_async_context(inner(app))
+                finally:
+                    in_worker.reset(starting)
                 # An app's lifespan need not be celery's for tasks to find what it has set up.
-                with self.celery.web_apps.running(app, state):
-                    async with self.worker_here():
-                        yield state
+                stack.enter_context(self.celery.web_apps.running(app, state))
+                await stack.enter_async_context(self.worker_here())
+                yield state
 
         router.lifespan_context = lifespan
         try:

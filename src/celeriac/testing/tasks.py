@@ -3,18 +3,18 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable, Coroutine
+from collections.abc import Callable
 from contextlib import AsyncExitStack, ExitStack
-from datetime import UTC, datetime, timedelta
+from datetime import UTC, datetime
 from typing import Any, get_args
 
 from kombu.serialization import prepare_accept_content
 
-from celeriac.errors import ConfigurationError
 from celeriac.protocol import envelope
 from celeriac.protocol.message import TaskMessage
 from celeriac.testing.calls import EnqueuedCall, Expected
-from celeriac.testing.clock import Clock, duration
+from celeriac.testing.clock import Clock
+from celeriac.testing.clocks import AsyncClock, SyncClock, run_blocking
 from celeriac.testing.queues import Seen
 from celeriac.testing.stage import Mode, Stage
 
@@ -100,73 +100,11 @@ class SyncInMemoryTasks(_Tasks):
 
     def idle(self) -> None:
         """Wait until everything that is due has been done. Raises as :meth:`InMemoryTasks.idle` does."""
-        _run(self._stage, self._stage.idle)
+        run_blocking(self._stage, self._stage.idle)
 
     def run_until_idle(self) -> None:
         """Run everything that is due, also where tasks are held. Raises as :meth:`idle` does."""
-        _run(self._stage, self._stage.run_held)
-
-
-class _MovableClock:
-    def __init__(self, stage: Stage) -> None:
-        self._stage = stage
-
-    def now(self) -> float:
-        """The time of the test, in seconds since the epoch."""
-        return self._stage.clock.now()
-
-    @property
-    def time(self) -> datetime:
-        """The time of the test, in UTC."""
-        return self._stage.clock.time
-
-
-class AsyncClock(_MovableClock):
-    """The time of the test. It stands still unless it is moved."""
-
-    async def advance(
-        self,
-        by: float | timedelta = 0.0,
-        *,
-        days: float = 0.0,
-        hours: float = 0.0,
-        minutes: float = 0.0,
-        seconds: float = 0.0,
-    ) -> None:
-        """Move it forward. Tasks that fall due on the way run one after the other, each at its time, without waiting.
-
-        Where tasks are held, they fall due and do not run. ``by`` is in seconds. Raises ValueError for a time in the
-        past, and what :meth:`InMemoryTasks.idle` does.
-        """
-        total = duration(by, days=days, hours=hours, minutes=minutes, seconds=seconds)
-        await self._stage.advance(total)
-
-    async def move_to(self, at: datetime) -> None:
-        """Move it to a time, as :meth:`advance` does; a time without a zone is UTC."""
-        aware = at if at.tzinfo else at.replace(tzinfo=UTC)
-        await self.advance(aware - self.time)
-
-
-class SyncClock(_MovableClock):
-    """The time of the test. It stands still unless it is moved."""
-
-    def advance(
-        self,
-        by: float | timedelta = 0.0,
-        *,
-        days: float = 0.0,
-        hours: float = 0.0,
-        minutes: float = 0.0,
-        seconds: float = 0.0,
-    ) -> None:
-        """Move it forward, as :meth:`AsyncClock.advance` does."""
-        total = duration(by, days=days, hours=hours, minutes=minutes, seconds=seconds)
-        _run(self._stage, lambda: self._stage.advance(total))
-
-    def move_to(self, at: datetime) -> None:
-        """Move it to a time; a time without a zone is UTC."""
-        aware = at if at.tzinfo else at.replace(tzinfo=UTC)
-        self.advance(aware - self.time)
+        run_blocking(self._stage, self._stage.run_held)
 
 
 class InMemory:
@@ -255,23 +193,6 @@ def in_memory(
         clock=Clock(at),
     )
     return InMemory(stage, lifespan=lifespan)
-
-
-def _run(stage: Stage, work: Callable[[], Coroutine[Any, Any, None]]) -> None:
-    """Run a coroutine where the worker is, or with a worker of its own."""
-    loop = stage.workers[-1][0] if stage.workers else None
-    here = asyncio._get_running_loop()
-    if here is not None and loop in (None, here):
-        raise ConfigurationError("This blocks: use `async with in_memory(…)` where an event loop runs.")
-    if loop is not None:
-        asyncio.run_coroutine_threadsafe(work(), loop).result()
-        return
-
-    async def with_worker() -> None:
-        async with stage.worker_here():
-            await work()
-
-    asyncio.run(with_worker())
 
 
 def _read(seen: Seen, accept: frozenset[str]) -> TaskMessage:

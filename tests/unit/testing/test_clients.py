@@ -131,3 +131,16 @@ def test_a_worker_and_what_it_raises_in_a_synchronous_test(celery: Celery) -> No
         fail.delay("thus")
         with pytest.raises(LookupError, match="thus"):
             tasks.idle()
+
+
+def test_an_app_that_brings_a_worker_has_the_tests_instead(celery: Celery) -> None:
+    @celery.task(name="noted")
+    async def noted() -> None: ...
+
+    app = FastAPI(lifespan=celery.lifespan_with(worker=True))
+    with in_memory(celery, app=app, mode="held") as tasks, TestClient(app):
+        result = noted.delay()
+        tasks.idle()
+        assert result.state == "PENDING"
+        tasks.run_until_idle()
+        assert result.state == "SUCCESS"
