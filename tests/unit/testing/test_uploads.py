@@ -25,7 +25,7 @@ async def test_uploads_and_their_keys_stay_in_memory(
         return len(await file.read())
 
     router.expose(count, "/counts")
-    app.include_router(router)
+    app.include_router(router, prefix="/tasks")
     transport = ASGITransport(app=app)
     async with (
         in_memory(celery, app=app) as tasks,
@@ -33,7 +33,7 @@ async def test_uploads_and_their_keys_stay_in_memory(
     ):
         twice = [
             await client.post(
-                "/counts", files={"file": ("a.txt", b"12345")}, headers={"Idempotency-Key": "one"}
+                "/tasks/counts", files={"file": ("a.txt", b"12345")}, headers={"Idempotency-Key": "one"}
             )
             for _ in range(2)
         ]
