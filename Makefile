@@ -33,6 +33,7 @@ check: .venv/dev.stamp
 	$(BIN)/mypy
 	$(BIN)/mypy tests/typing
 	cd examples/quickstart && ../../$(BIN)/mypy --config-file ../../pyproject.toml -p worker -m main
+	cd examples/quickstart && ../../$(BIN)/mypy --config-file ../../pyproject.toml tests
 	cd examples/streaming && ../../$(BIN)/mypy --config-file ../../pyproject.toml -m main
 	$(BIN)/pyright
 	$(BIN)/lint-imports

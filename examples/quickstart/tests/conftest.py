@@ -10,7 +10,8 @@ import pytest
 from httpx import ASGITransport, AsyncClient
 
 from celeriac.testing import InMemoryTasks
-from main import app, celery
+from main import app
+from worker.celery_app import celery
 from worker.settings import settings
 
 

@@ -7,7 +7,8 @@ from fastapi.testclient import TestClient
 from httpx import AsyncClient
 
 from celeriac.testing import InMemoryTasks, in_memory
-from main import app, celery
+from main import app
+from worker.celery_app import celery
 from worker.settings import settings
 from worker.tasks import SimulatedOutage, process_data
 
@@ -46,7 +47,7 @@ async def test_an_outage_that_lasts_is_a_failure(
     tasks: InMemoryTasks, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(settings, "failure_rate", 1.0)
-    handle = await process_data.enqueue(**DATA)  # returns when the last attempt has failed
+    handle = await process_data.enqueue(42, "name\nAda")  # returns when the last attempt has failed
 
     with pytest.raises(SimulatedOutage):
         await handle.result()
