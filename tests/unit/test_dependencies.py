@@ -1,27 +1,35 @@
-"""FastAPI's dependencies in tasks: what they get, when they are opened and closed, and what they see."""
+"""FastAPI's dependencies in tasks: what they get, and that they share nothing."""
 
 import asyncio
+import contextlib
 import contextvars
-import threading
-from collections.abc import AsyncIterator, Iterator
-from contextlib import asynccontextmanager
+import gc
+import logging
+import weakref
+from collections.abc import AsyncIterator
 from typing import Annotated, Any
 from uuid import uuid4
 
 import pytest
 from celery import signals
-from celery.exceptions import Ignore
 from fastapi import Depends, FastAPI, Header, Request, Security
 from fastapi.requests import HTTPConnection
 from fastapi.security import APIKeyHeader, SecurityScopes
 from starlette.exceptions import HTTPException
+from tests.unit.sessions import (
+    Session,
+    SessionDependency,
+    Settings,
+    get_blocking_session,
+    get_session,
+    log,
+    working,
+)
 
 from celeriac import Celery, TaskContext
-from celeriac.errors import InvalidArguments, TaskRevoked
+from celeriac.errors import InvalidArguments
 from celeriac.task import Task
 from celeriac.worker.embedded import run_embedded
-
-log: list[str] = []
 
 
 @pytest.fixture(autouse=True)
@@ -35,57 +43,6 @@ def celery() -> Celery:
     app = Celery("dependencies", broker=url, backend=url, set_as_current=False)
     app.conf.celeriac_shutdown_grace = 0.3
     return app
-
-
-@asynccontextmanager
-async def working(app: Celery) -> AsyncIterator[None]:
-    async with app, run_embedded(app, concurrency=10):
-        yield
-
-
-class Session:
-    """A resource that tells what happens to it."""
-
-    def __init__(self, name: str = "session") -> None:
-        self.name = name
-
-    def add(self, value: int) -> int:
-        log.append(f"{self.name} adds {value}")
-        return value + 1
-
-
-async def get_session() -> AsyncIterator[Session]:
-    log.append("open")
-    try:
-        yield Session()
-        log.append("commit")
-    except Exception as exc:
-        log.append(f"rollback: {type(exc).__name__}")
-        raise
-    finally:
-        log.append("close")
-
-
-def get_blocking_session() -> Iterator[Session]:
-    log.append(f"open in {'a thread' if threading.current_thread().name.startswith('AnyIO') else 'the loop'}")
-    try:
-        yield Session("blocking session")
-    except BaseException as exc:
-        log.append(f"rollback: {type(exc).__name__}")
-        raise
-    finally:
-        log.append("close")
-
-
-SessionDependency = Annotated[Session, Depends(get_session)]
-
-
-class Settings:
-    """A class as a dependency, whose own parameter has a default."""
-
-    def __init__(self, session: SessionDependency, factor: int = 2) -> None:
-        self.session = session
-        self.factor = factor
 
 
 # -- how tasks get them ------------------------------------------------------------------------------------------
@@ -275,287 +232,6 @@ async def test_context_variables_that_a_dependency_sets_are_there_in_the_task(
         signals.task_prerun.disconnect(on_prerun)
 
 
-# -- how they end ------------------------------------------------------------------------------------------------
-
-
-@pytest.mark.parametrize("kind", ["coroutine", "function"])
-async def test_a_dependency_sees_what_the_task_raises(celery: Celery, kind: str) -> None:
-    def fails_in_a_thread(session: SessionDependency) -> None:
-        raise ValueError("bad row")
-
-    async def fails(session: SessionDependency) -> None:
-        raise ValueError("bad row")
-
-    task = celery.task(fails if kind == "coroutine" else fails_in_a_thread)
-    async with working(celery):
-        handle = await task.enqueue()  # type: ignore[call-arg]
-        with pytest.raises(ValueError, match="bad row"):
-            await handle.result(5)
-        record = await handle.record()
-    assert log == ["open", "rollback: ValueError", "close"]
-    assert record.traceback is not None
-    assert "dependency_scope" not in record.traceback
-
-
-async def test_a_commit_that_fails_fails_the_task(celery: Celery) -> None:
-    async def session() -> AsyncIterator[Session]:
-        yield Session()
-        raise ConnectionError("the database is gone")
-
-    @celery.task
-    async def add(session: Annotated[Session, Depends(session)]) -> int:
-        return session.add(1)
-
-    async with working(celery):
-        handle = await add.enqueue()  # type: ignore[call-arg]
-        with pytest.raises(ConnectionError, match="the database is gone"):
-            await handle.result(5)
-        assert await handle.state() == "FAILURE"
-
-
-async def test_an_exception_that_a_dependency_swallows_fails_the_task_all_the_same(celery: Celery) -> None:
-    async def swallows() -> AsyncIterator[None]:
-        try:
-            yield
-        except ValueError:
-            log.append("swallowed")
-
-    async def translates(_: Annotated[None, Depends(swallows)]) -> AsyncIterator[None]:
-        try:
-            yield
-        except LookupError as exc:
-            raise HTTPException(409, "translated") from exc
-
-    @celery.task
-    async def fails(what: str, _: Annotated[None, Depends(translates)]) -> None:
-        raise ValueError("bad row") if what == "value" else LookupError("no row")
-
-    async with working(celery):
-        with pytest.raises(ValueError, match="bad row"):
-            await (await fails.enqueue("value")).result(5)  # type: ignore[call-arg]
-        with pytest.raises(HTTPException, match="translated"):
-            await (await fails.enqueue("lookup")).result(5)  # type: ignore[call-arg]
-    assert log == ["swallowed"]
-
-
-async def test_what_was_open_is_closed_when_the_next_cannot_be_opened(celery: Celery) -> None:
-    async def fails(session: SessionDependency) -> None:
-        raise ConnectionError("no mail server")
-
-    @celery.task
-    async def never(mailer: Annotated[None, Depends(fails)]) -> None:
-        log.append("ran")
-
-    async with working(celery):
-        with pytest.raises(ConnectionError, match="no mail server"):
-            await (await never.enqueue()).result(5)  # type: ignore[call-arg]
-    assert log == ["open", "rollback: ConnectionError", "close"]
-
-
-@pytest.mark.parametrize("kind", ["coroutine", "function"])
-async def test_each_attempt_has_its_own(celery: Celery, kind: str) -> None:
-    ids: list[int] = []
-    kept: list[Session] = []
-
-    def once(session: Session) -> str:
-        kept.append(session)
-        ids.append(id(session))
-        if len(ids) < 3:
-            raise ConnectionError("try again")
-        return "done"
-
-    options: dict[str, Any] = {"autoretry_for": (ConnectionError,), "retry_kwargs": {"countdown": 0}}
-    if kind == "coroutine":
-
-        @celery.task(**options)
-        async def works(session: SessionDependency) -> str:
-            return once(session)
-
-        task: Any = works
-    else:
-
-        @celery.task(**options)
-        def works_in_a_thread(session: SessionDependency) -> str:
-            return once(session)
-
-        task = works_in_a_thread
-
-    async with working(celery):
-        assert await (await task.enqueue()).result(10) == "done"
-    assert len(set(ids)) == 3
-    assert log == ["open", "rollback: ConnectionError", "close"] * 2 + ["open", "commit", "close"]
-
-
-@pytest.mark.parametrize("when", ["opening", "closing"])
-async def test_what_a_dependency_raises_is_retried_by_autoretry(celery: Celery, when: str) -> None:
-    attempts: list[int] = []
-
-    async def flaky() -> AsyncIterator[None]:
-        attempts.append(1)
-        if when == "opening" and len(attempts) < 2:
-            raise ConnectionError
-        yield
-        if when == "closing" and len(attempts) < 2:
-            raise ConnectionError
-
-    @celery.task(autoretry_for=(ConnectionError,), retry_kwargs={"countdown": 0})
-    async def works(_: Annotated[None, Depends(flaky)]) -> str:
-        return "done"
-
-    async with working(celery):
-        assert await (await works.enqueue()).result(10) == "done"  # type: ignore[call-arg]
-    assert len(attempts) == 2
-
-
-async def test_a_retry_and_an_ignore_stand_although_the_clean_up_fails(celery: Celery) -> None:
-    async def fails_to_roll_back() -> AsyncIterator[None]:
-        try:
-            yield
-        except Exception as exc:
-            raise OSError("no rollback") from exc
-
-    @celery.task(bind=True, max_retries=1)
-    async def retries(self: Task[..., Any], _: Annotated[None, Depends(fails_to_roll_back)]) -> None:
-        log.append(f"attempt {self.request.retries}")
-        raise Ignore if self.request.retries else self.retry(countdown=0)
-
-    ended = asyncio.Event()
-
-    def on_postrun(state: str, **_: Any) -> None:
-        log.append(state)
-        if state == "IGNORED":
-            ended.set()
-
-    signals.task_postrun.connect(on_postrun)
-    try:
-        async with working(celery):
-            await retries.enqueue()  # type: ignore[call-arg]
-            await asyncio.wait_for(ended.wait(), 10)
-    finally:
-        signals.task_postrun.disconnect(on_postrun)
-    assert log == ["attempt 0", "RETRY", "attempt 1", "IGNORED"]
-
-
-async def test_function_scope_ends_before_request_scope(celery: Celery) -> None:
-    def tells(name: str) -> Any:
-        async def dependency() -> AsyncIterator[None]:
-            yield
-            log.append(name)
-
-        return dependency
-
-    @celery.task
-    async def works(
-        _a: Annotated[None, Depends(tells("function"), scope="function")],
-        _b: Annotated[None, Depends(tells("request"))],
-    ) -> None:
-        log.append("ran")
-
-    async with working(celery):
-        await (await works.enqueue()).result(5)  # type: ignore[call-arg]
-    assert log == ["ran", "function", "request"]
-
-
-# -- how they are stopped ----------------------------------------------------------------------------------------
-
-
-@pytest.mark.parametrize("kind", ["coroutine", "function"])
-@pytest.mark.parametrize("limit", ["hard", "soft"])
-async def test_a_time_limit_is_seen_by_the_dependencies(celery: Celery, kind: str, limit: str) -> None:
-    options: dict[str, Any] = {"time_limit" if limit == "hard" else "soft_time_limit": 0.2}
-    if kind == "coroutine":
-
-        @celery.task(**options)
-        async def hangs(session: SessionDependency) -> None:
-            await asyncio.sleep(10)
-
-        task: Any = hangs
-    else:
-
-        @celery.task(**options)
-        def hangs_in_a_thread(session: SessionDependency) -> None:
-            pause = threading.Event()
-            for _ in range(100):
-                pause.wait(0.05)
-
-        task = hangs_in_a_thread
-
-    async with working(celery):
-        with pytest.raises(Exception, match=r"(TimeLimitExceeded|SoftTimeLimitExceeded|0\.2)"):
-            await (await task.enqueue()).result(5)
-    name = "TimeLimitExceeded" if limit == "hard" else "SoftTimeLimitExceeded"
-    assert log == ["open", f"rollback: {name}", "close"]
-
-
-@pytest.mark.parametrize("where", ["opening", "closing"])
-async def test_opening_and_closing_are_within_the_limits(celery: Celery, where: str) -> None:
-    async def slow(session: SessionDependency) -> AsyncIterator[None]:
-        if where == "opening":
-            await asyncio.sleep(10)
-        yield
-        await asyncio.sleep(10)
-
-    @celery.task(time_limit=0.3)
-    async def works(_: Annotated[None, Depends(slow)]) -> None:
-        log.append("ran")
-
-    async with working(celery):
-        with pytest.raises(Exception, match=r"0\.3"):
-            await (await works.enqueue()).result(5)  # type: ignore[call-arg]
-    if where == "opening":
-        assert log == ["open", "rollback: TimeLimitExceeded", "close"]
-    else:
-        assert log[:2] == ["open", "ran"]
-        assert log[-1] == "close"
-        assert "commit" not in log
-
-
-@pytest.mark.parametrize("where", ["opening", "running", "closing"])
-async def test_a_cancel_stops_it_wherever_it_is(celery: Celery, where: str) -> None:
-    there = asyncio.Event()
-
-    async def wait_if(place: str) -> None:
-        if place == where:
-            there.set()
-            await asyncio.sleep(10)
-
-    async def slow(session: SessionDependency) -> AsyncIterator[None]:
-        await wait_if("opening")
-        yield
-        await wait_if("closing")
-
-    @celery.task
-    async def works(_: Annotated[None, Depends(slow)]) -> None:
-        await wait_if("running")
-
-    async with working(celery):
-        handle = await works.enqueue()  # type: ignore[call-arg]
-        await asyncio.wait_for(there.wait(), 5)
-        assert await handle.cancel()
-        with pytest.raises(TaskRevoked):
-            await handle.result(5)
-        assert await handle.state() == "REVOKED"
-    assert log[0] == "open"
-    assert log[-1] == "close"
-    assert "commit" not in log
-    if where != "closing":
-        assert log == ["open", "rollback: TaskRevokedError", "close"]
-
-
-async def test_a_shutdown_closes_what_is_open(celery: Celery) -> None:
-    there = asyncio.Event()
-
-    @celery.task
-    async def works(session: SessionDependency) -> None:
-        there.set()
-        await asyncio.sleep(10)
-
-    async with working(celery):
-        await works.enqueue()  # type: ignore[call-arg]
-        await asyncio.wait_for(there.wait(), 5)
-    assert log == ["open", "rollback: HandedBack", "close"]
-
-
 # -- side by side ------------------------------------------------------------------------------------------------
 
 
@@ -599,3 +275,31 @@ async def test_nothing_leaks_between_a_thousand_tasks_that_run_side_by_side(cele
         results = await asyncio.gather(*(handle.result(60) for handle in handles))
     assert all(results)
     assert (opened, closed) == (1000, 1000)
+
+
+async def test_a_failed_task_leaves_nothing_behind(celery: Celery) -> None:
+    """Its frames, and with them its session, go with it, and not at some later collection."""
+
+    async def get() -> AsyncIterator[Session]:
+        session = Session()
+        alive.add(session)
+        yield session
+
+    @celery.task
+    async def fails(session: Annotated[Session, Depends(get)]) -> None:
+        raise ValueError("bad row")
+
+    alive: weakref.WeakSet[Session] = weakref.WeakSet()
+    gc.disable()
+    logging.disable()  # pytest keeps what is logged, and its exceptions
+    try:
+        async with working(celery):
+            for _ in range(5):
+                with contextlib.suppress(ValueError):
+                    await (await fails.enqueue()).result(5)  # type: ignore[call-arg]
+            async with asyncio.timeout(2):
+                while alive:
+                    await asyncio.sleep(0.01)
+    finally:
+        logging.disable(logging.NOTSET)
+        gc.enable()

@@ -1,0 +1,203 @@
+"""Dependencies of tasks that run into a limit, are cancelled or handed back, and of those that will not stop."""
+
+import asyncio
+import threading
+from collections.abc import AsyncIterator
+from typing import Annotated, Any
+from uuid import uuid4
+
+import pytest
+from celery.exceptions import SoftTimeLimitExceeded
+from fastapi import Depends
+from tests.unit.sessions import (
+    SessionDependency,
+    log,
+    working,
+)
+
+from celeriac import Celery
+from celeriac.errors import TaskRevoked
+
+
+@pytest.fixture(autouse=True)
+def _empty_log() -> None:
+    log.clear()
+
+
+@pytest.fixture
+def celery() -> Celery:
+    url = f"memory://{uuid4()}"
+    app = Celery("dependencies", broker=url, backend=url, set_as_current=False)
+    app.conf.celeriac_shutdown_grace = 0.3
+    return app
+
+
+# -- how they are stopped ----------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("kind", ["coroutine", "function"])
+@pytest.mark.parametrize("limit", ["hard", "soft"])
+async def test_a_time_limit_is_seen_by_the_dependencies(celery: Celery, kind: str, limit: str) -> None:
+    options: dict[str, Any] = {"time_limit" if limit == "hard" else "soft_time_limit": 0.2}
+    if kind == "coroutine":
+
+        @celery.task(**options)
+        async def hangs(session: SessionDependency) -> None:
+            await asyncio.sleep(10)
+
+        task: Any = hangs
+    else:
+
+        @celery.task(**options)
+        def hangs_in_a_thread(session: SessionDependency) -> None:
+            pause = threading.Event()
+            for _ in range(100):
+                pause.wait(0.05)
+
+        task = hangs_in_a_thread
+
+    async with working(celery):
+        with pytest.raises(Exception, match=r"(TimeLimitExceeded|SoftTimeLimitExceeded|0\.2)"):
+            await (await task.enqueue()).result(5)
+    name = "TimeLimitExceeded" if limit == "hard" else "SoftTimeLimitExceeded"
+    assert log == ["open", f"rollback: {name}", "close"]
+
+
+@pytest.mark.parametrize("where", ["opening", "closing"])
+async def test_opening_and_closing_are_within_the_limits(celery: Celery, where: str) -> None:
+    async def slow(session: SessionDependency) -> AsyncIterator[None]:
+        if where == "opening":
+            await asyncio.sleep(10)
+        yield
+        await asyncio.sleep(10)
+
+    @celery.task(time_limit=0.3)
+    async def works(_: Annotated[None, Depends(slow)]) -> None:
+        log.append("ran")
+
+    async with working(celery):
+        with pytest.raises(Exception, match=r"0\.3"):
+            await (await works.enqueue()).result(5)  # type: ignore[call-arg]
+    if where == "opening":
+        assert log == ["open", "rollback: TimeLimitExceeded", "close"]
+    else:
+        assert log[:2] == ["open", "ran"]
+        assert log[-1] == "close"
+        assert "commit" not in log
+
+
+@pytest.mark.parametrize("where", ["opening", "running", "closing"])
+async def test_a_cancel_stops_it_wherever_it_is(celery: Celery, where: str) -> None:
+    there = asyncio.Event()
+
+    async def wait_if(place: str) -> None:
+        if place == where:
+            there.set()
+            await asyncio.sleep(10)
+
+    async def slow(session: SessionDependency) -> AsyncIterator[None]:
+        await wait_if("opening")
+        yield
+        await wait_if("closing")
+
+    @celery.task
+    async def works(_: Annotated[None, Depends(slow)]) -> None:
+        await wait_if("running")
+
+    async with working(celery):
+        handle = await works.enqueue()  # type: ignore[call-arg]
+        await asyncio.wait_for(there.wait(), 5)
+        assert await handle.cancel()
+        with pytest.raises(TaskRevoked):
+            await handle.result(5)
+        assert await handle.state() == "REVOKED"
+    assert log[0] == "open"
+    assert log[-1] == "close"
+    assert "commit" not in log
+    if where != "closing":
+        assert log == ["open", "rollback: TaskRevokedError", "close"]
+
+
+async def test_a_shutdown_closes_what_is_open(celery: Celery) -> None:
+    there = asyncio.Event()
+
+    @celery.task
+    async def works(session: SessionDependency) -> None:
+        there.set()
+        await asyncio.sleep(10)
+
+    async with working(celery):
+        await works.enqueue()  # type: ignore[call-arg]
+        await asyncio.wait_for(there.wait(), 5)
+    assert log == ["open", "rollback: HandedBack", "close"]
+
+
+# -- what cannot be stopped --------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("kind", ["coroutine", "function"])
+async def test_a_clean_up_that_hangs_after_a_stop_is_cancelled_and_then_left_to_itself(
+    celery: Celery, kind: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("celeriac.worker.coroutines._PATIENCE", 0.1)
+    release, stubborn = asyncio.Event(), 0
+
+    async def hangs() -> AsyncIterator[None]:
+        nonlocal stubborn
+        try:
+            yield
+        finally:
+            while not release.is_set():
+                try:
+                    await release.wait()
+                except asyncio.CancelledError:
+                    stubborn += 1
+
+    async def works(_: Annotated[None, Depends(hangs)]) -> None:
+        await asyncio.sleep(10)
+
+    def works_in_a_thread(_: Annotated[None, Depends(hangs)]) -> None:
+        pause = threading.Event()
+        for _attempt in range(100):
+            pause.wait(0.05)
+
+    task: Any = celery.task(time_limit=0.2)(works if kind == "coroutine" else works_in_a_thread)
+    async with working(celery):
+        handle = await task.enqueue()
+        with pytest.raises(Exception, match=r"0\.2"):
+            await handle.result(5)
+        assert await handle.state() == "FAILURE"
+        assert stubborn == 2
+        release.set()
+
+
+async def test_a_soft_limit_may_be_caught_and_is_not_raised_again_in_the_clean_up(celery: Celery) -> None:
+    async def slow_to_close(session: SessionDependency) -> AsyncIterator[None]:
+        yield
+        await asyncio.sleep(0.2)
+        log.append("closed slowly")
+
+    @celery.task(soft_time_limit=0.1)
+    async def works(_: Annotated[None, Depends(slow_to_close)]) -> str:
+        try:
+            await asyncio.sleep(10)
+        except SoftTimeLimitExceeded:
+            return "caught"
+        return "never"
+
+    async with working(celery):
+        assert await (await works.enqueue()).result(5) == "caught"  # type: ignore[call-arg]
+    assert log == ["open", "closed slowly", "commit", "close"]
+
+
+async def test_a_soft_limit_is_raised_where_a_dependency_opens(celery: Celery) -> None:
+    async def slow(session: SessionDependency) -> None:
+        await asyncio.sleep(10)
+
+    @celery.task(soft_time_limit=0.1)
+    async def works(_: Annotated[None, Depends(slow)]) -> None: ...
+
+    async with working(celery):
+        with pytest.raises(Exception, match=r"SoftTimeLimitExceeded|^$"):
+            await (await works.enqueue()).result(5)  # type: ignore[call-arg]
+    assert log == ["open", "rollback: SoftTimeLimitExceeded", "close"]
