@@ -2,16 +2,13 @@
 
 from __future__ import annotations
 
-import asyncio
-from collections.abc import Callable, Coroutine
 from datetime import UTC, datetime, timedelta
-from typing import Any
 
-from celeriac.errors import ConfigurationError
+from celeriac.testing.blocking import run_blocking
 from celeriac.testing.clock import duration
 from celeriac.testing.stage import Stage
 
-__all__ = ["AsyncClock", "SyncClock", "run_blocking"]
+__all__ = ["AsyncClock", "SyncClock"]
 
 
 class _MovableClock:
@@ -74,20 +71,3 @@ class SyncClock(_MovableClock):
         """Move it to a time; a time without a zone is UTC."""
         aware = at if at.tzinfo else at.replace(tzinfo=UTC)
         self.advance(aware - self.time)
-
-
-def run_blocking(stage: Stage, work: Callable[[], Coroutine[Any, Any, None]]) -> None:
-    """Run a coroutine where the worker is, or with a worker of its own. Raises ConfigurationError on that very loop."""
-    loop = stage.workers[-1][0] if stage.workers else None
-    here = asyncio._get_running_loop()
-    if here is not None and loop in (None, here):
-        raise ConfigurationError("This blocks: use `async with in_memory(…)` where an event loop runs.")
-    if loop is not None:
-        asyncio.run_coroutine_threadsafe(work(), loop).result()
-        return
-
-    async def with_worker() -> None:
-        async with stage.worker_here():
-            await work()
-
-    asyncio.run(with_worker())

@@ -16,11 +16,13 @@ from celeriac.errors import StillRunning
 from celeriac.protocol.codec import loads
 from celeriac.stores.memory_records import MemoryRecords
 from celeriac.stores.records import Transition, describe_error
+from celeriac.testing.blocking import inline_send_task
 from celeriac.testing.clock import Clock
 from celeriac.testing.compat import elsewhere
 from celeriac.testing.inline import StagedConnections
 from celeriac.testing.queues import ObservedQueues, ObservedRecords
 from celeriac.testing.schedule import Schedule
+from celeriac.testing.settings import settings_at
 from celeriac.webapp import in_worker
 from celeriac.worker.embedded import run_embedded
 from celeriac.worker.service import Service
@@ -32,27 +34,6 @@ Mode = Literal["worker", "inline", "held"]
 
 #: Slots of a worker: tasks that wait for others, inline, must not run out of them.
 _SLOTS = 1000
-
-#: Seconds of a lease: no worker dies here, and moving the clock must not take a task from the one that runs it.
-_LEASE = 100 * 366 * 86_400.0
-
-#: What a test's app has instead of its own settings.
-_SETTINGS: dict[str, Any] = {
-    "broker_transport": "celeriac-memory",
-    "broker_transport_options": {},
-    "broker_use_ssl": False,
-    "celeriac_lease": _LEASE,
-    # A test has nobody else who might know the task.
-    "celeriac_unknown_task_grace": 0.0,
-    "celeriac_shutdown_grace": 0.0,
-    "celeriac_upload_storage_options": {},
-    "redis_backend_use_ssl": None,
-    "result_backend_transport_options": {},
-    # However far the clock is moved, a test can look at what there was.
-    "result_expires": None,
-    "task_always_eager": False,
-    "worker_enable_remote_control": False,
-}
 
 
 class Stage:
@@ -98,17 +79,33 @@ class Stage:
         self.queues.share(name)
         self.records.share(name)
         url = f"memory://{name}"
-        settings = {**_SETTINGS, "broker_url": url, "result_backend": url, "celeriac_upload_url": url}
+        settings = settings_at(url)
         self.queues.retries_at_once = self.mode == "inline"
         connections = StagedConnections(self.celery, self)
         try:
-            with elsewhere(self.celery, settings, connections, self.clock.now), self._beside_its_lifespan():
+            with (
+                elsewhere(self.celery, settings, connections, self.clock.now),
+                self._published_inline(),
+                self._beside_its_lifespan(),
+            ):
                 if self._has_schedule:
                     self._schedule = Schedule(self.celery, self.clock)
                 yield
         finally:
             for shared in (MemoryQueues, MemoryTopology, MemoryRecords):
                 shared.discard(name)
+
+    @contextmanager
+    def _published_inline(self) -> Iterator[None]:
+        """Have Celery's own ways to publish wait, where they can."""
+        if self.mode != "inline":
+            yield
+            return
+        self.celery.send_task = inline_send_task(self)
+        try:
+            yield
+        finally:
+            del self.celery.send_task
 
     @contextmanager
     def _beside_its_lifespan(self) -> Iterator[None]:

@@ -12,9 +12,10 @@ from kombu.serialization import prepare_accept_content
 
 from celeriac.protocol import envelope
 from celeriac.protocol.message import TaskMessage
+from celeriac.testing.blocking import run_blocking
 from celeriac.testing.calls import EnqueuedCall, Expected
 from celeriac.testing.clock import Clock
-from celeriac.testing.clocks import AsyncClock, SyncClock, run_blocking
+from celeriac.testing.clocks import AsyncClock, SyncClock
 from celeriac.testing.queues import Seen
 from celeriac.testing.stage import Mode, Stage
 

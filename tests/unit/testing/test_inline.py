@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from datetime import date
 from typing import Any
 
@@ -106,3 +107,35 @@ async def test_a_failure_is_kept_or_raised(celery: Celery) -> None:
     async with in_memory(celery, mode="inline", raise_errors=True):
         with pytest.raises(LookupError, match="gone"):
             await fail.enqueue()
+
+
+async def test_what_code_in_a_thread_publishes_has_run_as_well(celery: Celery) -> None:
+    course: list[str] = []
+
+    @celery.task
+    def child() -> None:
+        course.append("child")
+
+    @celery.task
+    def parent() -> str:
+        result = child.delay()
+        course.append(result.state)
+        return "done"
+
+    async with in_memory(celery, mode="inline"):
+        result = await asyncio.to_thread(parent.delay)
+        assert course == ["child", "SUCCESS"]
+        assert result.get() == "done"
+        result = parent.delay()  # this blocks no loop, and cannot wait for it
+        assert result.state == "PENDING"
+
+
+def test_a_test_without_a_loop_publishes_inline(celery: Celery) -> None:
+    @celery.task
+    async def fail() -> None:
+        raise LookupError("gone")
+
+    with in_memory(celery, mode="inline"):
+        assert fail.delay().state == "FAILURE"
+    with in_memory(celery, mode="inline", raise_errors=True), pytest.raises(LookupError, match="gone"):
+        fail.delay()
