@@ -23,12 +23,13 @@ from celeriac.eager import runs_eagerly
 from celeriac.errors import ConfigurationError, PublishTimeout, UploadGone
 from celeriac.files import pending_in, refuse_open_files
 from celeriac.handle import TaskHandle
+from celeriac.opening import wanted
 from celeriac.planning import NoProducer, active_plan
 from celeriac.propagation import Propagation
 from celeriac.stores.base import Store
 from celeriac.stores.records import TaskRecord
 from celeriac.task import Task
-from celeriac.uploads.reference import PendingUpload, Reference, references_in
+from celeriac.uploads.reference import PendingUpload
 from celeriac.uploads.storage import Spooled
 
 if TYPE_CHECKING:
@@ -228,8 +229,8 @@ class Enqueues(celery.Celery):  # type: ignore[misc]
     async def _require_files(self, record: TaskRecord) -> None:
         task = self._registered(record.name or "")
         if isinstance(task, Task) and task.schema.takes_files:
-            found = references_in(*(record.args or ()), *(record.kwargs or {}).values())
-            missing = await self.uploads.missing(record.id, map(Reference.parse, found))
+            found = wanted(task.schema, record.args or (), record.kwargs or {})
+            missing = await self.uploads.missing(record.id, found) if found else ()
             if missing:
                 raise UploadGone(
                     f"The task cannot run again: its upload {missing[0].filename or missing[0].key!r} was deleted"

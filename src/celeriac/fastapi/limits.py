@@ -37,6 +37,8 @@ def limited_route(celery: Celery) -> type[ProblemRoute]:
 
     class LimitedRoute(ProblemRoute):
         async def handle(self, scope: Scope, receive: Receive, send: Send) -> None:
+            if "settings" not in vars(celery):  # reading the configuration imports modules
+                await asyncio.to_thread(lambda: celery.settings)
             limit = celery.settings.upload_limit
             if limit is not None:
                 receive = scope[_COUNTED] = _Counted(scope, receive, limit)

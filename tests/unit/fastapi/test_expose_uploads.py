@@ -193,6 +193,20 @@ async def test_over_a_socket_a_body_without_a_length_is_refused_as_it_comes(
     assert len(stored()) == 1
 
 
+async def test_a_client_that_asks_before_sending_is_told_no(celery: Celery, stored: Any) -> None:
+    async with serve(exposing(celery, transcode)) as server:
+        reader, writer = await asyncio.open_connection("127.0.0.1", server.port)
+        writer.write(
+            b"POST /tasks/videos HTTP/1.1\r\nHost: test\r\nContent-Length: 10000000000\r\n"
+            b"Expect: 100-continue\r\nContent-Type: multipart/form-data; boundary=x\r\n\r\n"
+        )
+        async with asyncio.timeout(3):
+            assert (await reader.readline()).startswith(b"HTTP/1.1 413")
+        writer.close()
+        await writer.wait_closed()
+    assert stored() == []
+
+
 async def test_a_client_that_leaves_in_the_middle_leaves_nothing(celery: Celery, stored: Any) -> None:
     async with serve(exposing(celery, transcode)) as server:
         _, writer = await asyncio.open_connection("127.0.0.1", server.port)

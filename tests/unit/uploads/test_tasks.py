@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import time
 from pathlib import Path
 from typing import Annotated, Any
 from unittest.mock import ANY
@@ -15,6 +16,7 @@ from tests.unit.uploads.conftest import Working, upload
 
 from celeriac import Celery
 from celeriac.errors import InvalidArguments, StorageUnavailable, TaskRevoked, UploadGone, UploadTooLarge
+from celeriac.stores.records import Transition
 from celeriac.testing import in_memory
 
 
@@ -432,3 +434,58 @@ async def test_files_wait_in_memory_in_tests(celery: Celery, folder: Path) -> No
         assert await handle.result() == "It: hello"
         tasks.assert_enqueued(read, ANY, "It: ")
     assert names(folder) == []
+
+
+async def test_a_worker_that_stops_hands_the_task_back_with_its_file(
+    celery: Celery, working: Working, folder: Path
+) -> None:
+    celery.conf.celeriac_shutdown_grace = 0.0
+    begun, may_end = asyncio.Event(), asyncio.Event()
+
+    @celery.task
+    async def read(file: UploadFile) -> str:
+        begun.set()
+        await may_end.wait()
+        return (await file.read()).decode()
+
+    async with celery:
+        async with working():
+            handle = await read.enqueue(upload())
+            await begun.wait()
+        assert len(names(folder)) == 1
+        may_end.set()
+        async with working():
+            assert await handle.result(5) == "hello"
+            await until_empty(folder)
+
+
+async def test_a_task_whose_end_was_not_acknowledged_loses_its_file_when_it_comes_again(
+    celery: Celery, working: Working, folder: Path
+) -> None:
+    celery.conf.celeriac_lease = 0.5
+
+    @celery.task
+    async def read(file: UploadFile) -> str:
+        return (await file.read()).decode()
+
+    async with celery:
+        handle = await read.enqueue(upload())
+        # Somebody has run it, and has died before the broker heard of it.
+        await celery.broker.receive(["celery"], 1)
+        now = time.time()
+        await celery.store.transition([Transition(task_id=handle.id, state="SUCCESS", at=now, result="1")])
+        async with working():
+            await until_empty(folder)
+
+
+async def test_what_only_looks_like_a_reference_does_not_hinder_a_replay(
+    celery: Celery, working: Working
+) -> None:
+    @celery.task
+    async def take(file: UploadFile | None, more: dict[str, Any]) -> None: ...
+
+    async with working():
+        handle = await take.enqueue(None, {"__upload__": "nothing"})
+        await handle.result(5)
+        await celery.replay(await handle.record())
+        await handle.result(5)
