@@ -292,7 +292,7 @@ class TestWeReadStock:
         await store.transition([step("a", "PENDING", 9, name="again")])
         assert (await store.get(["a"]))["a"].attempts == []
         stock.AsyncResult("a").forget()
-        await store.transition([step("c", "SUCCESS")])
+        await store.transition([Transition(task_id="c", state="SUCCESS", at=time.time())])
         stock.AsyncResult("c").forget()
         await store.trim()
         assert not [key for key in client.scan_iter() if key.endswith(b":c")]

@@ -12,7 +12,7 @@ from typing import NamedTuple
 import sqlalchemy as sa
 from sqlalchemy.engine import Connection
 
-from celeriac.sql import gone
+from celeriac.sql import gone, marks
 from celeriac.sql.batch import dump
 from celeriac.sql.functions import gather_bytes, json_field, load_bytes, strings
 from celeriac.sql.tables import event, task_record
@@ -91,7 +91,7 @@ def changes(
 
 
 _expired_records = (
-    sa.select(task_record.c.id)
+    sa.select(task_record.c.id, task_record.c.task_id)
     .where(task_record.c.date_done < sa.bindparam("before", type_=sa.DateTime()))
     .order_by(task_record.c.date_done)
     .limit(sa.bindparam("limit", type_=sa.Integer()))
@@ -104,9 +104,13 @@ def trim_records(connection: Connection, now: float, kept: float, limit: int) ->
     That they have expired is remembered for as long again. Returns how many records went.
     """
     moment = datetime.fromtimestamp(now - kept, UTC).replace(tzinfo=None)
-    expired = connection.execute(_expired_records, {"before": moment, "limit": limit}).scalars().all()
-    gone.remember(connection, expired, now, kept)
-    ids = {"ids": dump(expired)}
+    expired = connection.execute(_expired_records, {"before": moment, "limit": limit}).all()
+    if not expired:
+        return 0
+    record_ids, task_ids = zip(*expired, strict=True)
+    gone.remember(connection, record_ids, now, kept)
+    marks.keep(connection, dump(task_ids), now)
+    ids = {"ids": dump(record_ids)}
     numbers = sa.select(sa.cast(strings("ids").subquery().c.value, sa.BigInteger()))
     newest = sa.select(sa.func.max(event.c.id)).scalar_subquery()
     connection.execute(sa.delete(event).where(event.c.record_id.in_(numbers), event.c.id < newest), ids)

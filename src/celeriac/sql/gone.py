@@ -44,10 +44,9 @@ _remember = sa.insert(expired_record).from_select(
 
 def remember(connection: Connection, record_ids: Collection[int], now: float, kept: float) -> None:
     """Remember records, by their numbers, which were kept for so many seconds, for as long again."""
-    if record_ids:
-        ids = {"ids": dump(record_ids)}
-        connection.execute(_again, ids)
-        connection.execute(_remember, {**ids, "now": now, "kept": kept})
+    ids = {"ids": dump(record_ids)}
+    connection.execute(_again, ids)
+    connection.execute(_remember, {**ids, "now": now, "kept": kept})
 
 
 _fetch = sa.select(_gone.task_id, _gone.owner, _gone.at).where(

@@ -13,7 +13,7 @@ from typing import Any
 import sqlalchemy as sa
 from sqlalchemy.engine import Connection
 
-from celeriac.sql import gone
+from celeriac.sql import gone, marks
 from celeriac.sql.batch import dump
 from celeriac.sql.functions import decoded, gather_bytes, load_bytes, micros, strings
 from celeriac.sql.tables import event, is_unsuccessful, task_record
@@ -173,11 +173,11 @@ def _contains(parts: Iterable[str]) -> sa.ColumnElement[bool]:
 _is_cancelled = sa.or_(
     _record.status == "REVOKED", sa.and_(_record.cancel_requested_at.is_not(None), sa.not_(_is_ready))
 )
-_cancelled = sa.select(_record.task_id).where(_among, _is_cancelled)
+_cancelled = sa.union_all(sa.select(_record.task_id).where(_among, _is_cancelled), marks.kept)
 
 
 def cancelled(connection: Connection, task_ids: Iterable[str]) -> set[str]:
-    """Which of these tasks are marked as cancelled, or revoked."""
+    """Which of these tasks are marked as cancelled, or revoked, or were when their records went."""
     return set(connection.execute(_cancelled, {"ids": dump(task_ids)}).scalars())
 
 
@@ -256,6 +256,7 @@ def forget(connection: Connection, task_ids: Collection[str], now: float) -> int
     """Delete records and their events, and tell who watches them. Returns how many records there were."""
     ids = {"ids": dump(task_ids)}
     gone.forget(connection, task_ids)
+    marks.keep(connection, ids["ids"], now)
     connection.execute(_announce_forget, {**ids, "now": now})
     connection.execute(_forget_events, ids)
     return connection.execute(_forget, ids).rowcount

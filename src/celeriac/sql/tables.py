@@ -17,6 +17,7 @@ __all__ = [
     "LEASED",
     "READY",
     "binding",
+    "cancel_mark",
     "chord",
     "chord_part",
     "event",
@@ -243,6 +244,16 @@ expired_record = sa.Table(
     sqlite_with_rowid=False,
 )
 sa.Index("celeriac_expired_until", expired_record.c.until)
+
+# Revoked tasks whose records are gone: their messages may wait somewhere.
+cancel_mark = sa.Table(
+    "celeriac_cancelled",
+    metadata,
+    sa.Column("task_id", sa.Text, primary_key=True),
+    sa.Column("until", sa.Float, nullable=False),  # epoch seconds
+    sqlite_with_rowid=False,
+)
+sa.Index("celeriac_cancelled_until", cancel_mark.c.until)
 
 # Beat's memory, one row for each entry of the schedule: the entries themselves are in the app's configuration.
 schedule = sa.Table(

@@ -112,7 +112,11 @@ class Store(ABC):
 
     @abstractmethod
     async def cancelled(self, task_ids: Sequence[str]) -> Collection[str]:
-        """Which of these are marked as cancelled or already ``REVOKED``."""
+        """Which of these are marked as cancelled or already ``REVOKED``, or were when their records went.
+
+        A revoked task's message may still wait, and must not run. So that is remembered for 30 days after its record
+        has been deleted, unless a task is started anew under its id.
+        """
 
     @abstractmethod
     def cancellations(self) -> AbstractAsyncContextManager[CancellationFeed]:
@@ -120,7 +124,10 @@ class Store(ABC):
 
     @abstractmethod
     async def forget(self, task_ids: Sequence[str]) -> int:
-        """Delete records and their events, and leave no trace of them. Returns how many records there were."""
+        """Delete records and their events. Returns how many records there were.
+
+        No trace of them stays, but for what :meth:`cancelled` says of those that were revoked.
+        """
 
     @abstractmethod
     async def trim(self) -> int:

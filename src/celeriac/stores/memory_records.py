@@ -24,6 +24,9 @@ __all__ = ["Change", "MemoryRecords"]
 
 _WAITING = frozenset({states.PENDING, states.RETRY})
 
+#: Seconds that a revoked task is remembered as such when its record is gone.
+_MARK_KEPT = 30 * 86_400.0
+
 _ASCII_LOWER = str.maketrans(string.ascii_uppercase, string.ascii_lowercase)
 
 
@@ -51,6 +54,7 @@ class MemoryRecords:
         self._events: defaultdict[str, list[tuple[int, str, str, int]]] = defaultdict(list)
         self._keys = MemoryKeys()
         self._gone = MemoryGone()
+        self._revoked: dict[str, float] = {}  # without a record any more: until when that is remembered
         self._numbers = count(1)
         self._event_ids = count(1)
         self._watchers: defaultdict[str, list[Callable[[Change], None]]] = defaultdict(list)
@@ -185,17 +189,19 @@ class MemoryRecords:
             return set(found)
 
     def cancelled(self, task_ids: Iterable[str]) -> Collection[str]:
-        """Which of these are marked as cancelled, or revoked."""
+        """Which of these are marked as cancelled, or revoked, or were when their records went."""
         with self._changed:
-            return {row.task_id for row in self._existing(task_ids) if _is_cancelled(row)}
+            return {
+                task_id
+                for task_id in task_ids
+                if (_is_cancelled(row) if (row := self._rows.get(task_id)) else task_id in self._revoked)
+            }
 
     def forget(self, task_ids: Iterable[str]) -> int:
         """Delete records and their events. Returns how many records there were."""
         with self._changed:
             wanted = dict.fromkeys(task_ids)
-            forgotten = [task_id for task_id in wanted if self._rows.pop(task_id, None)]
-            for task_id in forgotten:
-                self._events.pop(task_id, None)
+            forgotten = [task_id for task_id in wanted if self._remove(task_id)]
             for task_id in wanted:
                 self._gone.forget(task_id)
             self._tell([Change(task_id, "forget") for task_id in forgotten])
@@ -212,14 +218,24 @@ class MemoryRecords:
             ]
             old.sort(key=lambda each: each[0])
             for ended, row in old[:limit]:
-                del self._rows[row.task_id]
-                self._events.pop(row.task_id, None)
+                self._remove(row.task_id)
                 self._gone.remember(Gone(row.task_id, row.owner, moment(ended + micros(kept))), now + kept)
             return len(old[:limit])
 
+    def _remove(self, task_id: str) -> bool:
+        row = self._rows.pop(task_id, None)
+        if row is None:
+            return False
+        self._events.pop(task_id, None)
+        self._revoked.pop(task_id, None)
+        if row.state == states.REVOKED:
+            self._revoked[task_id] = self.now() + _MARK_KEPT
+        return True
+
     def trim_traces(self, now: float) -> None:
-        """Delete keys that have expired, and forget records that expired long ago."""
+        """Delete keys that have expired, and forget records that went long ago."""
         with self._changed:
+            self._revoked = {task_id: until for task_id, until in self._revoked.items() if until > now}
             self._keys.trim(now)
             self._gone.trim(now)
 

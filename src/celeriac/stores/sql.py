@@ -13,7 +13,7 @@ from celery import states
 from sqlalchemy.engine import Connection
 
 from celeriac.errors import BrokerUnavailable, StoreUnavailable
-from celeriac.sql import chords, event_log, gone, groups, keys, records
+from celeriac.sql import chords, event_log, gone, groups, keys, marks, records
 from celeriac.sql.database import Database
 from celeriac.sql.transitions import apply_transitions
 from celeriac.stores.base import CancellationFeed, Store, Watch, not_open
@@ -185,6 +185,7 @@ class SQLStore(Store):
             )
         await self._write(lambda connection: gone.trim(connection, now, _TRIM_TRACES))
         await self._write(lambda connection: keys.trim(connection, now, _TRIM_TRACES))
+        await self._write(lambda connection: marks.trim(connection, now, _TRIM_TRACES))
         after = self._orphans_after
         self._orphans_after = await self._write(
             lambda connection: event_log.trim_orphans(connection, now - _ORPHAN_AGE, after, _TRIM_EVENTS)

@@ -40,6 +40,7 @@ class Execution(RunsTask):
         "concluding",
         "delivery",
         "ended",
+        "forgotten",
         "held_retries",
         "hostname",
         "interrupt",
@@ -81,6 +82,7 @@ class Execution(RunsTask):
         self._carrying: asyncio.Task[None] | None = None
         self.planned: set[asyncio.Task[None]] | None = None
         self.unrecorded = _is_kombus(message)
+        self.forgotten = False
 
     @property
     def request(self) -> TaskRequest:

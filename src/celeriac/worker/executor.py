@@ -267,7 +267,7 @@ class Executor:
         return dumps(value if profile.schema is None else profile.schema.dump_result(value))
 
     async def _record(self, execution: Execution, ending: Ending) -> None:
-        if ending.state is None or not execution.records.recording:
+        if ending.state is None or execution.forgotten or not execution.records.recording:
             return
         ignored = execution.ignores_result and not (ending.error and execution.stores_errors)
         await execution.records.write(

@@ -152,11 +152,16 @@ class Intake:
         ids = [execution.id for execution in executions]
         again = {execution.id: execution for execution in executions if execution.redelivered}
         cancelled = set(await _asked(lambda: self._store.cancelled(ids)))
-        records = await _asked(lambda: self._store.get(list(again))) if again else {}
+        wanted = [*again, *cancelled]
+        records = await _asked(lambda: self._store.get(wanted)) if wanted else {}
+        for execution in executions:
+            # Somebody has deleted its record, and does not want it back.
+            execution.forgotten = execution.id in cancelled and execution.id not in records
         done = {
             task_id
             for task_id, record in records.items()
-            if record.ready
+            if task_id in again
+            and record.ready
             and record.state != states.REVOKED
             and record.retries >= again[task_id].message.retries
             and not _is_wanted_again(again[task_id])

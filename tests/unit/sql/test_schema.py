@@ -125,6 +125,7 @@ def test_a_database_of_before_gets_the_tables_it_lacks_and_keeps_its_records(eng
     with engine.begin() as connection:
         connection.exec_driver_sql("DROP TABLE celeriac_key")
         connection.exec_driver_sql("DROP TABLE celeriac_expired")
+        connection.exec_driver_sql("DROP TABLE celeriac_cancelled")
         apply_transitions(connection, [Entry("before", "SUCCESS", 1.0, date_done="1970-01-01 00:00:01")])
 
     create_tables(engine)

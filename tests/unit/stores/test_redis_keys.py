@@ -8,6 +8,7 @@ from collections.abc import AsyncIterator, Iterator
 import pytest
 import redis
 
+from celeriac.errors import StoreUnavailable
 from celeriac.stores.records import Transition
 from celeriac.stores.redis import RedisStore
 
@@ -89,3 +90,29 @@ async def test_records_that_never_expire_are_never_gone(redis_url: str, client: 
     await store.trim()
     assert not await store.gone(["a"])
     await store.close()
+
+
+async def test_a_clean_up_works_on_a_server_that_is_full(store: RedisStore, client: redis.Redis) -> None:
+    revoked = Transition(task_id="b", state="REVOKED", at=time.time() - 2 * _DAY)
+    await store.transition([ended("a", 2 * _DAY), revoked])
+    client.config_set("maxmemory", 1)
+    try:
+        with pytest.raises(StoreUnavailable):
+            await store.transition([ended("c", 0)])
+        assert await store.trim() == 2
+    finally:
+        client.config_set("maxmemory", 0)
+    assert set(await store.gone(["a", "b"])) == {"a", "b"}
+    assert set(await store.cancelled(["a", "b"])) == {"b"}
+
+
+async def test_a_revoked_task_without_a_record_is_remembered_for_a_month(
+    store: RedisStore, client: redis.Redis
+) -> None:
+    await store.transition([Transition(task_id="a", state="REVOKED", at=time.time())])
+    await store.forget(["a"])
+    (score,) = client.zmscore("shop_celeriac:cancelled", ["a"])
+    assert abs(score + time.time() + 30 * _DAY) < 10
+    client.zadd("shop_celeriac:cancelled", {"a": -time.time() + 1})
+    await store.trim()
+    assert not await store.cancelled(["a"])

@@ -114,6 +114,22 @@ local function write_indexes(tasks)
   write_notes('SREM', removed)
 end
 
+-- What is new under its id is not what was revoked under it.
+local function forget_marks(tasks)
+  local ids = {}
+  for _, task in ipairs(tasks) do
+    if task.numbered then
+      ids[#ids + 1] = task.id
+    end
+  end
+  if #ids == 0 or call('EXISTS', CANCELLED) == 0 then
+    return
+  end
+  for first = 1, #ids, MOST_KEYS do
+    call('ZREM', CANCELLED, unpack(ids, first, math.min(first + MOST_KEYS - 1, #ids)))
+  end
+end
+
 local function write_mark(task)
   local row = task.row
   if row[STATE] == 'REVOKED' or (row[CANCEL] ~= '' and row[FINISHED] == '') then
@@ -165,6 +181,7 @@ local function flush(tasks, expires)
   local kept = expires ~= '' and { result = expires, record = string.format('%d', expires + GRACE) } or nil
   give_numbers(tasks)
   write_indexes(tasks)
+  forget_marks(tasks)
   local channels, messages = {}, {}
   for _, task in ipairs(tasks) do
     if task.changed then

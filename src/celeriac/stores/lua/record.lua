@@ -7,7 +7,8 @@
 --   celeriac:index           zset    id -> number: newer records have greater numbers
 --   celeriac:index:state:<state>, celeriac:index:name:<name>, celeriac:index:queue:<queue>, celeriac:index:owner:<owner>
 --                            sets    ids
---   celeriac:cancelled       zset    id -> when it was marked or revoked, in epoch seconds of the server
+--   celeriac:cancelled       zset    id -> when it was marked or revoked, in epoch seconds of the server; below zero, without
+--                                    a record any more: until when that is remembered
 --   celeriac:expired:<id>    string  of a task whose record has expired, a MessagePack array: its owner, and when it expired
 --   celeriac:key:<key>       string  of an idempotency key, a MessagePack array: its task, the fingerprint, and since when
 --   celeriac:numbers         hash    last: the newest number; lead: by how much a number is ahead of its enqueued_at at most;

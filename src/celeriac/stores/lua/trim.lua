@@ -9,8 +9,7 @@ local before = tonumber(ARGV[2])
 local progress = call('HMGET', NUMBERS, 'trimmed', 'looked', 'lead')
 
 -- Remember for as long again that it has expired; what somebody has deleted is forgotten.
-local function remember(id, row)
-  local at = row and expired_at(row, ARGV[5], ARGV[2])
+local function remember(id, row, at)
   if at then
     call('SET', EXPIRED .. id, pack({ row[OWNER], at }), 'EX', ARGV[5])
   else
@@ -23,8 +22,9 @@ local function trim(id)
   local finished = row and tonumber(row[FINISHED])
   local gone = not row or (finished and call('EXISTS', META .. id) == 0)
   if gone or (finished and before and finished < before) then
-    remember(id, row)
+    local at = row and expired_at(row, ARGV[5], ARGV[2])
     remove(id)
+    remember(id, row, at)
     answer[1] = answer[1] + 1
   end
 end
@@ -45,6 +45,8 @@ if limit > 0 then
   end
   call('HSET', NUMBERS, 'trimmed', trimmed)
 end
+
+call('ZREMRANGEBYSCORE', CANCELLED, -call('TIME')[1], '(0')
 
 local function compare(id)
   local head = call('GETRANGE', META .. id, 0, #OURS - 1)

@@ -13,6 +13,7 @@ __all__ = ["CancellingCases"]
 
 _SOON = 5.0  # seconds
 _QUIET = 0.08  # seconds
+_TWO_DAYS = 172_800.0
 
 
 async def _hear(feed: CancellationFeed) -> set[str]:
@@ -91,3 +92,33 @@ class CancellingCases(StoreFixtures):
             heard = await _hear(feed)
             while heard != {"a", "b"}:
                 heard |= await _hear(feed)
+
+    @pytest.mark.parametrize("forgets", [True, False])
+    async def test_a_revoked_task_stays_so_without_its_record(
+        self, store: Store, other_store: Store, forgets: bool
+    ) -> None:
+        long_ago = step("a", "PENDING", -_TWO_DAYS)
+        await store.transition([long_ago, step("a", "REVOKED", -_TWO_DAYS), *steps("b", "PENDING")])
+        await store.request_cancel(["b"])
+        for _ in range(2):
+            await store.forget(["a", "b"] if forgets else ["b"])
+            await store.trim()
+        assert not await store.get(["a", "b"])
+        assert set(await other_store.cancelled(["a", "b", "unknown"])) == {"a", "b"}
+
+    async def test_a_task_that_is_started_anew_is_not_cancelled(self, store: Store) -> None:
+        await store.transition(steps("a", "PENDING"))
+        await store.request_cancel(["a"])
+        await store.forget(["a"])
+        await store.transition(steps("a", "PENDING"))
+        assert not await store.cancelled(["a"])
+        await store.transition(steps("a", "SUCCESS"))
+        await store.forget(["a"])
+        assert not await store.cancelled(["a"])
+
+    async def test_what_ended_otherwise_leaves_no_mark(self, store: Store) -> None:
+        await store.transition([*steps("a", "STARTED"), *steps("b", "SUCCESS")])
+        await store.request_cancel(["a"])
+        await store.transition([step("a", "SUCCESS", 2)])
+        await store.forget(["a", "b"])
+        assert not await store.cancelled(["a", "b"])
