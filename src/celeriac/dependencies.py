@@ -15,7 +15,11 @@ from celeriac.annotations import resolve, signature_of
 from celeriac.context import TaskContext
 from celeriac.errors import ConfigurationError
 
-__all__ = ["Injected", "has_open_references", "injected_parameters"]
+__all__ = ["Injected", "has_open_references", "injected", "injected_parameters"]
+
+#: A default for parameters that are dependencies by their annotation: it tells type checkers that callers may leave
+#: them out. The worker never uses it.
+injected: Any = type("Injected", (), {"__repr__": lambda _: "injected"})()
 
 
 @dataclass(frozen=True, slots=True)
