@@ -47,6 +47,11 @@ class StagedConnections(Connections):
         self.now = stage.clock.now
         self._stage = stage
 
+    async def leave(self) -> None:
+        # A worker that comes for one question must not take the connection with it that the test has opened.
+        if connection := self.current():
+            await connection.publisher.drain()
+
     def make_store(self) -> Store:
         return _ImpatientStore(self._stage, expires=self._app.settings.result_expires)
 

@@ -168,8 +168,10 @@ class Stage:
     async def idle(self) -> None:
         """Wait until nothing that is due is left to do; where tasks are held, until none runs."""
         unfinished = self.queues.unfinished if self._open else self.queues.running
-        await self._until(lambda: [draft.task_id for draft in unfinished()])
-        await self._raise_failures()
+        # The test's loop need not be that of its fixtures, whose worker sleeps with it.
+        async with self.worker_here():
+            await self._until(lambda: [draft.task_id for draft in unfinished()])
+            await self._raise_failures()
 
     async def run_held(self) -> None:
         """Let tasks run until nothing that is due is left to do."""
@@ -178,17 +180,16 @@ class Stage:
             return
         self._open = True
         try:
-            async with self.worker_here():
-                await self.idle()
+            await self.idle()
         finally:
             self._open = False
 
     async def wait_for(self, ids: Collection[str]) -> None:
         """Wait until these tasks have run, or, without ids, until nothing that is due is left to do."""
+        if not ids:
+            await self.idle()
+            return
         async with self.worker_here():
-            if not ids:
-                await self.idle()
-                return
             await self._until(
                 lambda: [draft.task_id for draft in self.queues.unfinished() if draft.task_id in ids],
                 runners=False,
@@ -197,17 +198,18 @@ class Stage:
     async def advance(self, seconds: float) -> None:
         """Move the clock, from one task that falls due to the next; each has ended before time goes on."""
         target = self.clock.now() + seconds
-        if self._open:
-            await self.idle()
-        while (due := self._next_due()) <= target:
-            self.clock.set(due)
-            self.queues.wake()
-            if self._schedule is not None:
-                await self._schedule.send_due()
+        async with self.worker_here():
             if self._open:
                 await self.idle()
-        self.clock.set(target)
-        self.queues.wake()
+            while (due := self._next_due()) <= target:
+                self.clock.set(due)
+                self.queues.wake()
+                if self._schedule is not None:
+                    await self._schedule.send_due()
+                if self._open:
+                    await self.idle()
+            self.clock.set(target)
+            self.queues.wake()
 
     def _next_due(self) -> float:
         """When the next thing happens by itself: a task falls due, or the schedule sends one."""

@@ -96,3 +96,13 @@ async def test_retries_are_no_calls_of_their_own_and_children_are(celery: Celery
         await tasks.idle()
         assert [call.name for call in tasks.enqueued] == [parent.name, child.name]
         assert tasks.enqueued[1].parent_id == handle.id
+
+
+async def test_a_stub_is_a_task_like_any_other(celery: Celery) -> None:
+    @celery.stub(name="elsewhere.render")
+    async def render(page: int, *, draft: bool = False) -> str: ...
+
+    async with in_memory(celery, mode="held") as tasks:
+        await render.enqueue(1)
+        tasks.assert_enqueued(render, page=1, draft=False)
+        tasks.assert_not_enqueued(render.using(queue="other"))
