@@ -107,3 +107,12 @@ async def refused_by_routers_and_stubs() -> None:
 def identities(context: TaskContext) -> None:
     assert_type(context.owner, str | None)
     assert_type(context.request_id, str | None)
+
+
+def exposing() -> None:
+    router = celery.router(insecure=True)
+    router.expose(greet, "/greetings", name="greet_somebody", options={"queue": "slow", "countdown": 1.5})
+    router.expose(fetch, "/pages", idempotency="required", deadline=1.5)
+    router.expose(greet, "/greetings", options={"queeue": "slow"})  # type: ignore[arg-type]  # pyright: ignore[reportArgumentType]
+    router.expose(greet, "/greetings", idempotency="always")  # type: ignore[arg-type]  # pyright: ignore[reportArgumentType]
+    router.expose(len, "/lengths")  # type: ignore[arg-type]  # pyright: ignore[reportArgumentType]

@@ -6,7 +6,8 @@ from collections.abc import Callable, Mapping, Sequence
 from enum import Enum
 from typing import TYPE_CHECKING, Any
 
-from fastapi import APIRouter, params
+from fastapi import APIRouter
+from fastapi.params import Depends
 
 from celeriac.errors import ConfigurationError
 from celeriac.fastapi.access import Access
@@ -26,8 +27,8 @@ if TYPE_CHECKING:
 
 __all__ = ["TasksRouter"]
 
-Dependencies = Sequence[params.Depends]
-Owner = params.Depends | Callable[..., Any]
+Dependencies = Sequence[Depends]
+Owner = Depends | Callable[..., Any]
 
 
 class TasksRouter(APIRouter):
