@@ -12,6 +12,7 @@ from typing import Any
 
 import httpx
 import pytest
+import redis
 import uvicorn
 from fastapi import FastAPI
 
@@ -22,9 +23,13 @@ from celeriac.stores.records import EventDraft, Transition
 
 @pytest.fixture
 async def celery(request: pytest.FixtureRequest, tmp_path: Path) -> AsyncIterator[Celery]:
-    """An app that is open on the test's loop; in memory, unless the test is parametrized with "sqlite"."""
-    in_memory = getattr(request, "param", "memory") == "memory"
-    url = f"memory://{tmp_path.name}" if in_memory else f"sqlite:///{tmp_path}/celery.db"
+    """An app that is open on the test's loop; in memory, unless the test is parametrized with "sqlite" or "redis"."""
+    where = getattr(request, "param", "memory")
+    url = f"memory://{tmp_path.name}" if where == "memory" else f"sqlite:///{tmp_path}/celery.db"
+    if where == "redis":
+        url = str(request.getfixturevalue("redis_url"))
+        with redis.Redis.from_url(url) as server:
+            server.flushdb()
     app = Celery("test", broker=url, backend=url)
     app.task(name="shop.add")(add)
     async with app:

@@ -29,7 +29,7 @@ async def _expire(feed: Any, owner: str | None = None) -> datetime:
     return ended + timedelta(days=1)
 
 
-@pytest.mark.parametrize("celery", ["memory", "sqlite"], indirect=True)
+@pytest.mark.parametrize("celery", ["memory", "sqlite", "redis"], indirect=True)
 @pytest.mark.parametrize(("method", "path"), _ROUTES)
 async def test_an_expired_task_is_gone(client: Any, feed: Any, method: str, path: str) -> None:
     expired_at = await _expire(feed)

@@ -7,7 +7,7 @@ from typing import Any
 import httpx
 import pytest
 
-pytestmark = pytest.mark.parametrize("celery", ["memory", "sqlite"], indirect=True)
+pytestmark = pytest.mark.parametrize("celery", ["memory", "sqlite", "redis"], indirect=True)
 
 
 async def test_a_result_is_given_at_once(client: Any, feed: Any) -> None:
@@ -157,3 +157,29 @@ async def test_a_hundred_wait_for_one_task(client: Any, feed: Any, watches: Any)
         answers = await asyncio.gather(*asking)
     assert {answer.json()["result"] for answer in answers} == {3}
     assert watches.open == 0
+
+
+async def test_whoever_waits_does_not_ask_again_and_again(
+    server: Any, feed: Any, watches: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    await feed.started()
+    asked = 0
+    get = feed.store.get
+
+    async def counted(task_ids: Any) -> Any:
+        nonlocal asked
+        asked += 1
+        return await get(task_ids)
+
+    monkeypatch.setattr(feed.store, "get", counted)
+    async with httpx.AsyncClient(base_url=server.url) as http:
+        asking = asyncio.create_task(http.get("/tasks/t1/result", params={"wait": 30}))
+        await watches.some.wait()
+        done, _ = await asyncio.wait({asking}, timeout=0.5)
+        assert not done
+        # To see whether there is a record, and once more when it is watched.
+        assert asked == 2
+        await feed.progressed("t1", '{"current": 1}')
+        await feed.succeeded()
+        assert (await asyncio.wait_for(asking, 2)).json()["result"] == 3
+    assert asked == 3
