@@ -66,7 +66,7 @@ class Storage:
     async def holding(self, uploads: Sequence[Spooled]) -> AsyncIterator[None]:
         """Have these files in the storage while their tasks are published; take them back if that fails.
 
-        Where nobody knows whether the broker has the task they stay, and :meth:`sweep` looks after them.
+        Where nobody knows whether the broker has the task they stay, and the workers' sweep looks after them.
         """
         await self.store(uploads)
         try:
@@ -108,7 +108,7 @@ class Storage:
         return await self._run(lambda: [each for each in references if not self.place.exists(task_id, each)])
 
     async def discard(self, task_id: str, references: Collection[Reference]) -> None:
-        """Delete contents. Raises nothing: what is left over is logged, and :meth:`sweep` comes later."""
+        """Delete contents. Raises nothing: what is left over is logged, and the sweep comes later."""
         for reference in references:
             try:
                 await self._run(partial(self.place.delete, task_id, reference))
