@@ -83,13 +83,14 @@ class ArgumentSchema:
             exclude: Parameters that are injected where the task runs; nobody sends them.
 
         Raises:
-            ConfigurationError: An injected parameter stands where no call can leave it out.
+            ConfigurationError: An injected parameter stands where no call can leave it out, or a default is none.
         """
         signature = signature_of(function)
         parameters = list(signature.parameters.values())
         if bound and parameters and parameters[0].kind in _POSITIONAL:
             del parameters[0]
         schema = cls(function, signature, [each for each in parameters if each.name not in exclude])
+        schema._refuse_descriptions()
         injected = next((index for index, each in enumerate(parameters) if each.name in exclude), None)
         if injected is not None and parameters[injected].kind in _POSITIONAL:
             name, following = parameters[injected].name, parameters[injected:]
@@ -100,6 +101,16 @@ class ArgumentSchema:
                 )
             schema._leading = injected
         return schema
+
+    def _refuse_descriptions(self) -> None:
+        """Refuse ``= File()``, ``= Form()`` and their like: FastAPI puts a value there, and in a task nobody does."""
+        for each in self._named:
+            if type(each.default).__module__ == "fastapi.params":
+                kind = type(each.default).__name__
+                raise ConfigurationError(
+                    f"{self._name}(): the default of {each.name!r} is FastAPI's {kind}(), which is no value."
+                    f" Write {each.name}: Annotated[…, {kind}()], and the default itself if there is one."
+                )
 
     def dump(self, args: Sequence[Any], kwargs: Mapping[str, Any]) -> tuple[list[Any], dict[str, Any]]:
         """A call's arguments as JSON values.

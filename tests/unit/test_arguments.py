@@ -17,6 +17,7 @@ from uuid import UUID
 import pytest
 import typing_extensions
 from celery.result import AsyncResult, GroupResult, result_from_tuple
+from fastapi import File, UploadFile
 from kombu.exceptions import EncodeError
 from pydantic import BaseModel, ConfigDict, EmailStr, Field, SecretStr, computed_field
 
@@ -452,3 +453,10 @@ class Old(TypedDict):
 class Later(BaseModel):
     number: int
     text: str = ""
+
+
+def test_a_default_that_describes_a_request_is_refused_with_what_to_write_instead() -> None:
+    def upload(file: UploadFile = File(), title: str = "") -> None: ...  # noqa: B008
+
+    with pytest.raises(ConfigurationError, match=r"'file' is FastAPI's File\(\).*Annotated\[…, File\(\)\]"):
+        ArgumentSchema.from_function(upload, bound=False)
