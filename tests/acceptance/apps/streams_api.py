@@ -1,0 +1,11 @@
+"""An API over records that a test writes."""
+
+from __future__ import annotations
+
+from fastapi import FastAPI
+
+from celeriac import Celery
+
+celery = Celery("streams")
+app = FastAPI(lifespan=celery.lifespan)
+app.include_router(celery.router(heartbeat=0.5), prefix="/tasks")
