@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import AsyncIterator
-from contextlib import AsyncExitStack
 from dataclasses import replace
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Annotated, Any
@@ -73,11 +72,9 @@ def add_events(
         # A dependency, because it can still answer 404 or 422, and because FastAPI ends it when the client goes away,
         # even in the middle of a write.
         position = last_event_id or after or None
-        async with AsyncExitStack() as stack:
+        async with open_stream(celery.store, record.id, position, heartbeat) as events:
             try:
-                events = await stack.enter_async_context(
-                    open_stream(celery.store, record.id, position, heartbeat)
-                )
+                await events.begin()
             except ValueError as exc:
                 where = ("header", "Last-Event-ID") if last_event_id else ("query", "after")
                 raise _invalid(where, position, "no event id of this task") from exc

@@ -65,6 +65,7 @@ def add_socket(
                 stream = await stack.enter_async_context(
                     open_stream(celery.store, record.id, after or None, heartbeat)
                 )
+                await stream.begin()
             except (CeleriacError, ValueError) as exc:
                 code = _code(exc)
                 # Accepted first: a page gets to see no more of a handshake that fails than that it did.

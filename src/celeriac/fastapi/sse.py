@@ -40,8 +40,9 @@ class EventsResponse(StreamingResponse):
     media_type = "text/event-stream"
 
     def __init__(self, stream: EventStream, slow_client: float) -> None:
-        # Nginx would keep them back until its buffer is full.
-        super().__init__((), headers={"Cache-Control": "no-store", "X-Accel-Buffering": "no"})
+        content: Any = stream  # which it never iterates over: __call__ does
+        # Nginx would keep events back until its buffer is full.
+        super().__init__(content, headers={"Cache-Control": "no-store", "X-Accel-Buffering": "no"})
         self._stream = stream
         self._patience = slow_client
 

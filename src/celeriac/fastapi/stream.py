@@ -9,7 +9,6 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import logging
-from collections import deque
 from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
 from typing import Any, NamedTuple
@@ -68,14 +67,14 @@ class EventStream:
         self._watch = watch
         self._heartbeat = heartbeat
         self._after = after
-        self._page: deque[TaskEvent] = deque()
+        self._page: list[TaskEvent] = []  # the next one last
         self._complete = False  # whether the page is all that there was
         self._limit = _FIRST_PAGE
         self._over = False
         self._sleep: asyncio.Timeout | None = None
 
     async def begin(self) -> None:
-        """Read the first page. Raises ValueError when ``after`` is no event id."""
+        """Read the first page. Raises ValueError when the position is no event id."""
         await self._read()
 
     def stop(self, _why: object = None) -> None:
@@ -87,7 +86,7 @@ class EventStream:
 
     def forget(self) -> None:
         """Hold no events that have not been told: the client is behind, and they can be read again."""
-        self._page.clear()
+        self._page = []
         self._complete = False
 
     async def __aiter__(self) -> AsyncIterator[Sequence[Told]]:
@@ -143,7 +142,7 @@ class EventStream:
         told: list[Told] = []
         size = 0
         while self._page and size < _CHUNK:
-            event = self._page.popleft()
+            event = self._page.pop()
             told.append(Told(event.kind, _json(event.data), event.id))
             size += len(told[-1].data)
         if told:
@@ -154,7 +153,7 @@ class EventStream:
     async def _read(self) -> None:
         limit = self._limit
         page = await self._store.events(self.task_id, self._after, limit)
-        self._page.extend(page)
+        self._page = list(reversed(page))
         self._complete = 0 < len(page) < limit
 
     async def _wait(self, seconds: float) -> Ring:
@@ -177,11 +176,10 @@ async def open_stream(
 ) -> AsyncIterator[EventStream]:
     """A stream of the events after ``after``, and the watch that it sleeps on; both end with the context.
 
-    Raises ValueError when ``after`` is no event id.
+    Whoever opens it awaits :meth:`EventStream.begin`.
     """
     async with store.watch(task_id) as watch:
         stream = EventStream(store, watch, task_id, after, heartbeat)
-        await stream.begin()
         with shutdown.on_stop(stream.stop):
             yield stream
 
