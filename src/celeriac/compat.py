@@ -1,4 +1,4 @@
-"""What Celery does not document is touched here (and for the worker in ``worker/compat.py``) and nowhere else.
+"""What Celery does not document is touched here and in ``compat.py`` of ``worker`` and ``testing``, and nowhere else.
 
 Each name with its upstream symbol.
 

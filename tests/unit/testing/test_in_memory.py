@@ -188,3 +188,23 @@ async def test_failures_are_raised_where_the_test_waits_if_it_asks_for_that(cele
             await tasks.idle()
         assert 'raise ZeroDivisionError("by nothing")' in caught.value.__notes__[0]
         await tasks.idle()
+
+
+async def test_an_app_that_is_open_stays_open(database_url: str) -> None:
+    celery = Celery("open", broker=database_url, backend=database_url, set_as_current=False)
+
+    @celery.task(name="nothing")
+    async def nothing() -> None: ...
+
+    async with celery:
+        before = await celery.enqueue("nothing")
+        async with in_memory(celery, mode="held") as outer:
+            await celery.enqueue("nothing")
+            async with in_memory(celery) as inner:
+                handle = await celery.enqueue("nothing")
+                await inner.idle()
+                assert await handle.state() == "SUCCESS"
+            assert (len(outer.enqueued), len(inner.enqueued)) == (1, 1)
+            assert await celery.queue_size("celery") == 1
+        assert await before.state() == "PENDING"
+        assert await celery.queue_size("celery") == 1
