@@ -8,7 +8,9 @@ import logging
 from collections.abc import AsyncIterator, Awaitable, Callable, Collection, Iterable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
+from threading import Lock
 from typing import Any, BinaryIO, TypeVar
+from weakref import WeakKeyDictionary
 
 from celeriac.errors import InvalidArguments, PublishTimeout, StorageUnavailable, UploadTooLarge
 from celeriac.uploads.place import Place
@@ -22,6 +24,9 @@ T = TypeVar("T")
 
 #: Contents that one process moves at a time; a slow storage must not take the threads of everything else.
 _THREADS = 8
+
+#: Held by who reads a file.
+_READING: WeakKeyDictionary[Any, Lock] = WeakKeyDictionary()
 
 #: A file, and the id of the task that it goes to.
 Spooled = tuple[str, PendingUpload]
@@ -132,11 +137,13 @@ class Storage:
             raise InvalidArguments(
                 f"The upload {pending.reference.filename!r} is closed; pass it while it is open."
             )
-        if source.seekable():
-            source.seek(0)
-        self.place.write(task_id, pending.reference, source, tally.add)
-        if source.seekable():
-            source.seek(0)
+        # Somebody may send one file to two tasks at once, and it has one position.
+        with _READING.setdefault(pending.file, Lock()):
+            if source.seekable():
+                source.seek(0)
+            self.place.write(task_id, pending.reference, source, tally.add)
+            if source.seekable():
+                source.seek(0)
 
     def _forget(self, uploads: Sequence[Spooled], _written: None = None) -> None:
         """Delete contents when what is under way is done, for somebody who does not wait any more."""

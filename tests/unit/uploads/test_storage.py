@@ -98,6 +98,17 @@ async def test_an_upload_that_nobody_waits_for_leaves_nothing(storage: Storage) 
     assert slow.file.tell() < 10_000
 
 
+async def test_one_file_may_go_to_many_tasks_at_once(storage: Storage) -> None:
+    content = b"".join(number.to_bytes(4, "big") for number in range(1_000_000))
+    file = upload(content)
+    pending = [(f"t{number}", PendingUpload(file)) for number in range(5)]
+
+    await asyncio.gather(*(storage.store([each]) for each in pending))
+
+    for task_id, each in pending:
+        assert await storage.read(task_id, each.reference) == content
+
+
 @pytest.mark.parametrize(("error", "left"), [(BrokerUnavailable, 0), (PublishTimeout, 1)])
 async def test_what_was_not_published_is_taken_back(
     storage: Storage, error: type[Exception], left: int
