@@ -50,8 +50,11 @@ RequiredKey = Annotated[str, _KEY]
 #: Says that the task was enqueued by an earlier request.
 REPLAYED = "Idempotency-Replayed"
 
-#: Seconds that the clocks of two processes may differ, and that a store may take.
+#: Seconds that a claim may take, beside the deadline of the publish that follows it.
 _MARGIN = 1.0
+
+#: Seconds that the clocks of two servers may differ.
+_SKEW = 5.0
 
 _log = logging.getLogger(__name__)
 
@@ -129,7 +132,7 @@ class KeyedCall:
                 continue
             # Of those who notice, one takes the turn of the dead, as a claim of its own, and the others wait for it.
             turn += 1
-            key = f"{self.key}:{turn}"
+            key = f"{self.key}:{first.task_id}:{turn}"
             latest = await self._claim(key, token)
             if latest.new:
                 return await self._publish(first.task_id, key, token, asked)
@@ -144,12 +147,13 @@ class KeyedCall:
     async def _publish(
         self, task_id: str, key: str, token: str, started: float
     ) -> tuple[str, TaskRecord | None]:
-        # What is published with the same deadline goes in one batch, so it is not shortened by what others allow for.
         late = time.monotonic() - started
+        # What is published with the same deadline goes in one batch, so it is not shortened by what others allow for.
+        left = self.deadline if late < _MARGIN / 2 else self.deadline - late
+        if left <= 0:
+            raise PublishTimeout  # somebody else may have taken over
         try:
-            await self.publish(
-                task_id, self.deadline if late < _MARGIN / 2 else max(0.0, self.deadline - late)
-            )
+            await self.publish(task_id, left)
         except PublishTimeout:
             raise
         except Exception:
@@ -172,7 +176,7 @@ class KeyedCall:
         if (record := await self._record(task_id)) is not None:
             return record
         longest = self.deadline + _MARGIN
-        seconds = min(longest, claim.at.timestamp() + longest - time.time())
+        seconds = min(longest, claim.at.timestamp() + longest + _SKEW - time.time())
         if seconds <= 0:
             return None
         end = asyncio.get_running_loop().time() + seconds

@@ -245,7 +245,7 @@ async def test_of_many_who_find_a_dead_ones_key_one_publishes(celery: Celery, fe
 async def test_who_takes_over_may_die_too(celery: Celery, feed: Any) -> None:
     dead = new_id()
     await celery.store.claim_key("key", "print", dead, expires=60)
-    await celery.store.claim_key("key:1", "print", new_id(), expires=60)
+    await celery.store.claim_key(f"key:{dead}:1", "print", new_id(), expires=60)
     publisher = Publisher(feed)
 
     assert await call(celery, publisher).once() == (dead, None)
