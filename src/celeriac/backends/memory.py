@@ -53,6 +53,7 @@ class MemoryBackend(PlannedBackend, RecordBackend):
     def cleanup(self) -> None:
         """Delete what has expired."""
         self._trim_chords()
+        self._records.trim_traces(self._records.now())
         if self.expires:
             kept = float(self.expires)
             while self._records.trim(self._records.now(), kept, _BATCH) == _BATCH:

@@ -6,6 +6,7 @@ import threading
 import time
 from collections.abc import Callable, Collection, Iterator, Sequence
 from contextlib import contextmanager
+from functools import partial
 from typing import Any, TypeVar
 
 from celery import states
@@ -17,7 +18,7 @@ from celeriac.backends.planned import PlannedBackend
 from celeriac.backends.sql_chords import SQLChords
 from celeriac.errors import BrokerUnavailable, ConfigurationError, StoreUnavailable
 from celeriac.sql import engine as sql_engine
-from celeriac.sql import event_log, forks, groups, records
+from celeriac.sql import event_log, forks, gone, groups, keys, marks, records
 from celeriac.sql.schema import create_tables
 from celeriac.sql.transitions import apply_transitions
 from celeriac.stores.entries import to_entries
@@ -126,9 +127,13 @@ class SQLBackend(PlannedBackend, RecordBackend, DatabaseBackend):  # type: ignor
 
     def _cleanup(self) -> None:
         self._trim_chords()
+        now = time.time()
+        for trim in (gone.trim, keys.trim, marks.trim):
+            while self._write(partial(trim, now=now, limit=_BATCH)) == _BATCH:
+                pass
         if not self.expires:
             return
-        now, kept = time.time(), self.expires.total_seconds()
+        kept = self.expires.total_seconds()
         while self._write(lambda connection: event_log.trim_records(connection, now, kept, _BATCH)) == _BATCH:
             pass
         self._write(lambda connection: groups.trim(connection, now - kept))

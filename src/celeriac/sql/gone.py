@@ -73,6 +73,6 @@ _old = sa.select(_gone.task_id).where(_gone.until <= _now).limit(sa.bindparam("l
 _trim = sa.delete(expired_record).where(_gone.task_id.in_(_old))
 
 
-def trim(connection: Connection, now: float, limit: int) -> None:
-    """Forget up to ``limit`` of those that have been remembered for long enough."""
-    connection.execute(_trim, {"now": now, "limit": limit})
+def trim(connection: Connection, now: float, limit: int) -> int:
+    """Forget up to ``limit`` of those that have been remembered for long enough. Returns how many."""
+    return connection.execute(_trim, {"now": now, "limit": limit}).rowcount

@@ -57,6 +57,6 @@ _expired = (
 _trim = sa.delete(idempotency_key).where(_key.name.in_(_expired))
 
 
-def trim(connection: Connection, now: float, limit: int) -> None:
-    """Delete up to ``limit`` keys that have expired."""
-    connection.execute(_trim, {"now": now, "limit": limit})
+def trim(connection: Connection, now: float, limit: int) -> int:
+    """Delete up to ``limit`` keys that have expired. Returns how many."""
+    return connection.execute(_trim, {"now": now, "limit": limit}).rowcount

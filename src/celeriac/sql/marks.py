@@ -43,6 +43,6 @@ _old = sa.select(_mark.task_id).where(_mark.until <= _now).limit(sa.bindparam("l
 _trim = sa.delete(cancel_mark).where(_mark.task_id.in_(_old))
 
 
-def trim(connection: Connection, now: float, limit: int) -> None:
-    """Forget up to ``limit`` of those that have been remembered for long enough."""
-    connection.execute(_trim, {"now": now, "limit": limit})
+def trim(connection: Connection, now: float, limit: int) -> int:
+    """Forget up to ``limit`` of those that have been remembered for long enough. Returns how many."""
+    return connection.execute(_trim, {"now": now, "limit": limit}).rowcount

@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+import sqlite3
 import time
+from contextlib import closing
+from pathlib import Path
 
 import pytest
 
+from celeriac import Celery
 from celeriac.sql import event_log, records
 from celeriac.sql.database import Database
 from celeriac.sql.transitions import apply_transitions
@@ -86,3 +90,24 @@ async def test_traces_go_in_pieces(database_url: str, monkeypatch: pytest.Monkey
     assert [await left() for _ in range(3)] == [[4, 1], [2, 1], [1, 1]]
     assert set(await store.gone(["a", "b", "c"])) == {"c"}
     await store.close()
+
+
+def test_celerys_clean_up_leaves_traces_and_sweeps_up_old_ones(tmp_path: Path) -> None:
+    app = Celery(
+        "cleaned", backend=f"sqlite:///{tmp_path}/celery.db", broker="memory://", set_as_current=False
+    )
+    app.conf.result_expires = 60
+    app.backend.record_published([Transition(task_id="old", state="REVOKED", at=OLD)])
+    with closing(sqlite3.connect(tmp_path / "celery.db")) as database:
+
+        def traces() -> list[list[str]]:
+            app.backend.cleanup()
+            tables = ("celeriac_expired", "celeriac_cancelled", "celeriac_key")
+            return [[row[0] for row in database.execute(f"SELECT * FROM {table}")] for table in tables]
+
+        assert traces() == [["old"], ["old"], []]
+        database.execute("UPDATE celeriac_expired SET until = 1")
+        database.execute("UPDATE celeriac_cancelled SET until = 1")
+        database.execute("INSERT INTO celeriac_key VALUES ('key', 'print', 'task', 1, 2)")
+        database.commit()
+        assert traces() == [[], [], []]
