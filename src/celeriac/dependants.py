@@ -19,7 +19,16 @@ from starlette.background import BackgroundTasks
 from starlette.requests import HTTPConnection, Request
 from starlette.responses import Response
 
-__all__ = ["Refusal", "build", "dependency_stacks", "is_injected", "overrides_of", "refusals", "solve"]
+__all__ = [
+    "Refusal",
+    "build",
+    "dependency_stacks",
+    "is_injected",
+    "overrides_of",
+    "reads_request",
+    "refusals",
+    "solve",
+]
 
 #: What FastAPI fills in by its type alone: ``fastapi.dependencies.utils.add_non_field_param_to_dependency``.
 #: ``HTTPConnection`` is what both requests and web sockets are.
@@ -83,6 +92,17 @@ def build(name: str, parameters: Sequence[inspect.Parameter]) -> Any:
         [each.replace(kind=inspect.Parameter.KEYWORD_ONLY) for each in parameters]
     )
     return get_dependant(path="", call=function)
+
+
+def reads_request(dependant: Any) -> bool:
+    """Whether anything in a graph looks at the request: of the others nobody need know what is in it."""
+    return bool(
+        dependant.request_param_name
+        or dependant.http_connection_param_name
+        or dependant.header_params
+        or dependant.cookie_params
+        or any(map(reads_request, dependant.dependencies))
+    )
 
 
 def refusals(dependant: Any, *, own: bool = True) -> Iterator[Refusal]:

@@ -27,12 +27,13 @@ class Injected:
     """What is injected into one task's function, worked out once.
 
     ``contexts`` are the parameters that want a TaskContext; ``dependant`` is FastAPI's graph of the others, ``None`` if
-    there are none.
+    there are none. ``reads_request``: whether anything in it looks at the request.
     """
 
     task: str
     contexts: tuple[str, ...]
     dependant: Any = None
+    reads_request: bool = False
 
     @classmethod
     def of(cls, function: Callable[..., Any], task: str) -> Injected:
@@ -43,7 +44,12 @@ class Injected:
                 contexts.append(parameter.name)
             else:
                 others.append(parameter)
-        return cls(task, tuple(contexts), _graph(task, others) if others else None)
+        if not others:
+            return cls(task, tuple(contexts))
+        from celeriac.dependants import reads_request
+
+        dependant = _graph(task, others)
+        return cls(task, tuple(contexts), dependant, reads_request(dependant))
 
 
 def injected_parameters(function: Callable[..., Any]) -> tuple[str, ...]:

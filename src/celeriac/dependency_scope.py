@@ -43,7 +43,10 @@ class DependencyScope:
 
         web = self._web_apps.current()
         stacks, self._outer, self._inner = dependency_stacks()
-        request = _request(self._injected.task, web.app, dict(web.state), self._headers, stacks)
+        # An override may look at the request where what it stands for does not.
+        looked_at = self._injected.reads_request or getattr(web.app, "dependency_overrides", None)
+        headers = list(_raw_headers(self._headers)) if looked_at else []
+        request = _request(self._injected.task, web.app, dict(web.state), headers, stacks)
         values, errors = await solve(self._injected.dependant, request, web.app, self._outer)
         if errors:
             raise InvalidArguments(_sentence(self._injected.task, errors), [dict(error) for error in errors])
@@ -93,7 +96,11 @@ def is_decision(error: BaseException) -> bool:
 
 
 def _request(
-    task: str, app: Any, state: dict[str, Any], headers: Mapping[str, Any], stacks: Mapping[str, Any]
+    task: str,
+    app: Any,
+    state: dict[str, Any],
+    headers: list[tuple[bytes, bytes]],
+    stacks: Mapping[str, Any],
 ) -> Request:
     from starlette.requests import Request
 
@@ -109,7 +116,7 @@ def _request(
         "root_path": "",
         "query_string": b"",
         "path_params": {},
-        "headers": list(_raw_headers(headers)),
+        "headers": headers,
         "client": None,
         "server": None,
         "app": app,

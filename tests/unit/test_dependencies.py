@@ -193,6 +193,24 @@ async def test_overrides_of_the_app_hold_for_its_tasks(celery: Celery) -> None:
     assert log == ["fake adds 1", "open", "session adds 2", "commit", "close"]
 
 
+async def test_an_override_may_look_at_the_request_where_the_original_does_not(celery: Celery) -> None:
+    celery.fastapi_app = web = FastAPI()
+
+    async def original() -> str:
+        return "original"
+
+    @celery.task
+    async def tell(text: Annotated[str, Depends(original)]) -> str:
+        return text
+
+    async with working(celery):
+        call = tell.using(headers={"X-Name": "Ada"})
+        assert await (await call.enqueue()).result(5) == "original"  # type: ignore[call-arg]
+        web.dependency_overrides[original] = lambda request: request.headers["x-name"]
+        web.dependency_overrides[original].__annotations__["request"] = Request
+        assert await (await call.enqueue()).result(5) == "Ada"  # type: ignore[call-arg]
+
+
 variable: contextvars.ContextVar[str] = contextvars.ContextVar("variable", default="unset")
 
 
