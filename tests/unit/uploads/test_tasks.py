@@ -213,6 +213,28 @@ async def test_a_task_that_was_cancelled_while_it_waited_loses_its_file(
             await handle.result(5)
 
 
+async def test_a_task_that_is_cancelled_while_it_runs_loses_its_file(
+    celery: Celery, working: Working, folder: Path
+) -> None:
+    begun = asyncio.Event()
+    files: list[UploadFile] = []
+
+    @celery.task
+    async def wait(file: UploadFile) -> None:
+        files.append(file)
+        begun.set()
+        await asyncio.Event().wait()
+
+    async with working():
+        handle = await wait.enqueue(upload())
+        await begun.wait()
+        await handle.cancel()
+        with pytest.raises(TaskRevoked):
+            await handle.result(5)
+        await until_empty(folder)
+        assert files[0].file.closed
+
+
 async def test_a_task_that_expired_loses_its_file(celery: Celery, working: Working, folder: Path) -> None:
     @celery.task
     async def never(file: UploadFile) -> None:
