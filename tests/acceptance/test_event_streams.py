@@ -4,13 +4,15 @@ from __future__ import annotations
 
 import asyncio
 import json
+import socket
 import time
-from collections.abc import AsyncIterator, Iterator, Sequence
+from collections.abc import AsyncIterator, Callable, Iterator, Sequence
 from contextlib import AsyncExitStack, asynccontextmanager
 from pathlib import Path
 from typing import Any
 
 import httpx
+import psutil
 import pytest
 from tests.acceptance.processes import Launcher, free_port, wait_until_up
 from tests.services import RedisServer
@@ -48,20 +50,23 @@ async def store(url: str) -> AsyncIterator[Store]:
 
 
 @pytest.fixture
-def apis(url: str, launcher: Launcher) -> list[str]:
-    """Where two API processes listen."""
+def servers(url: str, launcher: Launcher) -> dict[str, int]:
+    """Where two API processes listen, and their process ids."""
     ports = [free_port(), free_port()]
     processes = [
         launcher.start(
-            ("uvicorn", "streams_api:app", "--port", str(port)),
-            cwd=APPS,
-            env={"CELERY_BROKER_URL": url},
+            ("uvicorn", "streams_api:app", "--port", str(port)), cwd=APPS, env={"CELERY_BROKER_URL": url}
         )
         for port in ports
     ]
     for port, process in zip(ports, processes, strict=True):
         wait_until_up(f"http://127.0.0.1:{port}/docs", process)
-    return [f"127.0.0.1:{port}" for port in ports]
+    return {f"127.0.0.1:{port}": process.pid for port, process in zip(ports, processes, strict=True)}
+
+
+@pytest.fixture
+def apis(servers: dict[str, int]) -> list[str]:
+    return list(servers)
 
 
 on_both = pytest.mark.parametrize("url", ["sqlite", "redis"], indirect=True)
@@ -205,6 +210,66 @@ async def test_two_hundred_streams_have_one_connection_in_each_process(
     # One for commands was there before; the one that listens has come.
     assert len(during) - len(before) == len(apis)
     assert len([each for each in during if each["sub"] != "0"]) == len(apis)
+
+
+@on_both
+@pytest.mark.parametrize("path", ["events", "ws"])
+async def test_clients_that_never_read_are_cut_off_and_cost_no_memory(
+    store: Store, servers: dict[str, int], path: str
+) -> None:
+    api, pid = next(iter(servers.items()))
+    process = psutil.Process(pid)
+    big = json.dumps("x" * 100_000)
+    await begin(store, "t1")
+    async with asyncio.timeout(90), AsyncExitStack() as stack:
+        readers = [await stack.enter_async_context(kind(api)) for kind in (sse, ws)]
+        for events in readers:
+            await anext(events)
+        before = process.memory_info().rss
+        for _ in range(30):
+            lazy = stack.enter_context(socket.socket())
+            lazy.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 8_192)
+            lazy.setblocking(False)
+            host, port = api.split(":")
+            await asyncio.get_running_loop().sock_connect(lazy, (host, int(port)))
+            await asyncio.get_running_loop().sock_sendall(lazy, handshake(path))
+        await until(lambda: connections(process) == 32)
+        following = [asyncio.create_task(count(events)) for events in readers]
+        for _ in range(40):
+            await store.append_events([EventDraft("t1", "value", big, time.time())] * 10)
+
+        # All of those, and not the two who read.
+        await until(lambda: connections(process) == 2)
+        assert process.memory_info().rss - before < 100_000_000
+        await finish(store, "t1")
+        assert await asyncio.gather(*following) == [402, 402]
+
+
+def handshake(path: str) -> bytes:
+    upgrade = (
+        "Connection: Upgrade\r\nUpgrade: websocket\r\nSec-WebSocket-Version: 13\r\n"
+        "Sec-WebSocket-Key: AAAAAAAAAAAAAAAAAAAAAA==\r\n"
+    )
+    return f"GET /tasks/t1/{path} HTTP/1.1\r\nHost: a\r\n{upgrade if path == 'ws' else ''}\r\n".encode()
+
+
+def connections(process: psutil.Process) -> int:
+    """How many clients an API has."""
+    port = next(each.laddr.port for each in process.net_connections("tcp") if each.status == "LISTEN")
+    return sum(
+        1
+        for each in process.net_connections("tcp")
+        if each.laddr.port == port and each.status not in ("LISTEN", "TIME_WAIT")
+    )
+
+
+async def until(condition: Callable[[], bool]) -> None:
+    while not await asyncio.to_thread(condition):
+        await asyncio.sleep(0.05)
+
+
+async def count(events: AsyncIterator[Event]) -> int:
+    return len([event[0] async for event in events])
 
 
 @on_redis

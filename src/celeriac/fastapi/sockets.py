@@ -31,6 +31,9 @@ _FINISHED, _GOING_AWAY, _REFUSED, _TRY_LATER = 1000, 1001, 1008, 1013
 #: Codes of our own are 4000 and the HTTP status that the same request would get.
 _OWN = 4000
 
+#: Characters, which are bytes here: RFC 6455, section 5.5, has 125 with the code.
+_LONGEST_REASON = 120
+
 _log = logging.getLogger(__name__)
 
 
@@ -120,7 +123,7 @@ def _code(exc: Exception) -> int:
 
 
 def _reason(exc: Exception) -> str:
-    return "no event id of this task" if isinstance(exc, ValueError) else str(type(exc)())
+    return "no event id of this task" if isinstance(exc, ValueError) else str(type(exc)())[:_LONGEST_REASON]
 
 
 def _same_origin(websocket: WebSocket, origins: Sequence[str]) -> bool:

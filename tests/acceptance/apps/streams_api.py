@@ -8,4 +8,4 @@ from celeriac import Celery
 
 celery = Celery("streams")
 app = FastAPI(lifespan=celery.lifespan)
-app.include_router(celery.router(heartbeat=0.5), prefix="/tasks")
+app.include_router(celery.router(heartbeat=0.5, slow_client=2.0), prefix="/tasks")

@@ -10,7 +10,7 @@ from typing import Any
 import httpx
 import pytest
 
-pytestmark = pytest.mark.parametrize("celery", ["memory", "sqlite"], indirect=True)
+pytestmark = pytest.mark.parametrize("celery", ["memory", "sqlite", "redis"], indirect=True)
 
 
 @dataclass

@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+import time
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from typing import Annotated, Any
@@ -15,7 +16,7 @@ from websockets.exceptions import ConnectionClosed, InvalidStatus
 from celeriac.errors import StoreUnavailable
 from celeriac.fastapi import shutdown
 
-pytestmark = pytest.mark.parametrize("celery", ["memory", "sqlite"], indirect=True)
+pytestmark = pytest.mark.parametrize("celery", ["memory", "sqlite", "redis"], indirect=True)
 
 
 class Socket:
@@ -122,6 +123,17 @@ async def test_what_cannot_be_told_has_a_code(
         if code == 1000:
             await ws.until("end")
         assert await ws.closed() == code
+
+
+async def test_what_has_expired_has_a_code_of_its_own(server: Any, feed: Any) -> None:
+    ended = time.time() - 2 * 86_400.0
+    await feed.enqueued(at=ended)
+    await feed.state("t1", "SUCCESS", result="3", at=ended)
+    assert await feed.store.trim() == 1
+
+    async with socket(server) as ws:
+        assert await ws.closed() == 4410
+        assert ws.connection.close_reason
 
 
 async def test_a_store_that_is_away_is_later(server: Any, feed: Any, monkeypatch: pytest.MonkeyPatch) -> None:
