@@ -33,6 +33,7 @@ from celeriac.stores.records import (
 from celeriac.stores.redis_chords import ChordTimes, RedisChords
 from celeriac.stores.redis_errors import store_errors
 from celeriac.stores.redis_list import Listing
+from celeriac.stores.redis_lookup import Lookup
 from celeriac.stores.redis_rows import Kept, news, stock_step, to_redis_event, to_redis_record
 from celeriac.stores.redis_watch import Watchers
 from celeriac.stores.rows import parse_number
@@ -72,7 +73,7 @@ class RedisStore(Store):
         self._parts = PartBatches(self._add_parts, lambda: self.chord_claim)
         self._link: Link | None = None
         self._watchers: Watchers | None = None
-        self._lookup: _Lookup | None = None
+        self._lookup: Lookup | None = None
         self._trimming: asyncio.Task[None] | None = None
         self._trim_at = 0.0
 
@@ -127,12 +128,12 @@ class RedisStore(Store):
         # What is asked for in one tick of the loop is one question.
         lookup = self._lookup
         if lookup is None:
-            lookup = self._lookup = _Lookup(asyncio.get_running_loop())
+            lookup = self._lookup = Lookup(asyncio.get_running_loop())
             lookup.loop.call_soon(self._send_lookup, lookup)
         lookup.task_ids.update(dict.fromkeys(task_ids))
         return await asyncio.shield(lookup.future)
 
-    def _send_lookup(self, lookup: _Lookup) -> None:
+    def _send_lookup(self, lookup: Lookup) -> None:
         self._lookup = None
         lookup.follow(lookup.loop.create_task(self._read(list(lookup.task_ids))))
 
@@ -302,26 +303,3 @@ class RedisStore(Store):
 
 def _slices(items: Sequence[T], size: int = _WRITTEN) -> builtins.list[Sequence[T]]:
     return [items[start : start + size] for start in range(0, len(items), size)]
-
-
-class _Lookup:
-    """Records that several callers want, and the answer for all of them."""
-
-    def __init__(self, loop: asyncio.AbstractEventLoop) -> None:
-        self.loop = loop
-        self.task_ids: dict[str, None] = {}
-        self.future: asyncio.Future[Mapping[str, Kept]] = loop.create_future()
-        # Everybody may have given up waiting by the time that it fails.
-        self.future.add_done_callback(lambda future: future.cancelled() or future.exception())
-
-    def follow(self, reading: asyncio.Task[builtins.dict[str, Kept]]) -> None:
-        """Answer with what the reading finds."""
-        reading.add_done_callback(self._finish)
-
-    def _finish(self, reading: asyncio.Task[builtins.dict[str, Kept]]) -> None:
-        if reading.cancelled():
-            self.future.cancel()
-        elif (exc := reading.exception()) is not None:
-            self.future.set_exception(exc)
-        else:
-            self.future.set_result(reading.result())

@@ -111,11 +111,14 @@ async def test_silence_is_filled_with_heartbeats(server: Any, feed: Any) -> None
 
 
 @pytest.mark.parametrize(
-    ("task_id", "query", "code"), [("nothing", "", 4404), ("t1", "?after=!", 4422), ("t1", "?after=", 1000)]
+    ("task_id", "query", "code"),
+    [("nothing", "", 4404), ("old", "", 4410), ("t1", "?after=!", 4422), ("t1", "?after=", 1000)],
 )
 async def test_what_cannot_be_told_has_a_code(
     server: Any, feed: Any, task_id: str, query: str, code: int
 ) -> None:
+    await feed.state("old", "SUCCESS", at=time.time() - 100_000)
+    await feed.store.trim()
     await feed.enqueued()
     await feed.succeeded()
 
