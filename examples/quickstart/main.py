@@ -75,7 +75,7 @@ def post_clean_up() -> Accepted:
     return Accepted(message="Clean-up started", task_id=result.id)
 
 
-@app.get("/task-status/{task_id}")
+@app.get("/task-status/{task_id}", responses={404: {"description": "There is no such task."}})
 async def get_task_status(task_id: str) -> TaskStatus:
     """How a task stands."""
     try:

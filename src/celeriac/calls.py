@@ -227,8 +227,9 @@ class CallBuilder:
         text = flat_repr(value, size)
         if text is None:
             given = value if isinstance(value, Mapping) else tuple(value)
-            return str(saferepr(given, size, maxlevels=self._app.conf.task_repr_maxlevels))
-        return text
+            text = str(saferepr(given, size, maxlevels=self._app.conf.task_repr_maxlevels))
+        # Half a surrogate pair travels in JSON's body, by its escape; no header may hold one.
+        return text if text.isascii() else text.encode("utf-8", "backslashreplace").decode()
 
 
 def _record(

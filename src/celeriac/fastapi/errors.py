@@ -22,6 +22,7 @@ from fastapi.routing import APIRoute
 
 from celeriac import errors
 from celeriac.fastapi.models import ErrorOut, Problem, error_of
+from celeriac.fastapi.texts import sayable
 from celeriac.stores.records import TaskRecord
 
 __all__ = [
@@ -75,7 +76,7 @@ def problem(
 ) -> Response:
     """An answer in problem form; ``more`` are members beside the standard ones, left out when ``None``."""
     body = Problem(type=f"urn:celeriac:problem:{name}", title=title, status=status, detail=detail, **more)
-    content = jsonable_encoder(body, exclude_none=True)
+    content = sayable(jsonable_encoder(body, exclude_none=True))
     return _ProblemResponse(content, status, {"Cache-Control": "no-store", **(headers or {})})
 
 

@@ -35,6 +35,7 @@ from celeriac.fastapi.idempotency import (
 from celeriac.fastapi.links import path_of, seen_path, up
 from celeriac.fastapi.models import TaskAccepted, TaskLinks, TaskStatus, error_of
 from celeriac.fastapi.results import RETRY_AFTER, Wait, awaited, problem_of_end
+from celeriac.fastapi.texts import json_of, sayable
 from celeriac.files import pending_in
 from celeriac.stores.records import TaskRecord
 from celeriac.task import Task
@@ -223,15 +224,16 @@ def _status(model: type[TaskStatus[Any]], record: TaskRecord) -> bytes:
         "task_id": record.id,
         "state": record.state,
         "progress": record.progress,
-        "result": record.result if record.state == states.SUCCESS else None,
+        "result": sayable(record.result) if record.state == states.SUCCESS else None,
         "error": error_of(record),
     }
     try:
         # Read and written by the type: records hold fields by their names, and clients know them by their aliases.
         text = model.model_validate(known, from_attributes=True).model_dump_json(by_alias=True)
     except (ValidationError, PydanticSerializationError):
-        # Another release of the task has returned it.
-        text = TaskStatus[Any].model_validate(known, from_attributes=True).model_dump_json(by_alias=True)
+        # Another release of the task has returned it, or its error has what cannot be written.
+        status = TaskStatus[Any].model_validate(known, from_attributes=True)
+        text = json_of(status.model_dump(by_alias=True))
     return text.encode()
 
 

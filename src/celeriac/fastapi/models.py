@@ -8,7 +8,9 @@ from typing import Any, Generic, Self, TypeVar
 
 from celery import states
 from pydantic import BaseModel, ConfigDict, Field
+from pydantic_core import PydanticSerializationError
 
+from celeriac.fastapi.texts import sayable
 from celeriac.stores.records import TaskRecord
 
 __all__ = [
@@ -98,7 +100,12 @@ class TaskOut(_Out):  # type: ignore[no-redef]  # the plugin calls its own catch
             "cancel_requested": record.cancel_requested_at is not None,
         }
         given = {name: getattr(record, name) for name in cls.model_fields if name not in more}
-        return cls.model_validate(given | more, from_attributes=True)
+        model = cls.model_validate(given | more, from_attributes=True)
+        try:
+            model.__pydantic_serializer__.to_json(model)
+        except PydanticSerializationError:
+            return cls.model_validate(sayable(model.model_dump()))
+        return model
 
 
 class TracedTaskOut(TaskOut):  # type: ignore[no-redef]  # as above

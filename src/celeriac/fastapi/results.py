@@ -16,6 +16,7 @@ from celeriac.fastapi.alarm import Alarm, Ring
 from celeriac.fastapi.endpoints import EXPIRED, UNAVAILABLE, UNKNOWN
 from celeriac.fastapi.errors import describe, failed, revoked
 from celeriac.fastapi.models import TaskPending, TaskResult
+from celeriac.fastapi.texts import sayable
 from celeriac.stores.base import Store
 from celeriac.stores.records import TaskRecord
 
@@ -70,7 +71,7 @@ def add_result(
             return JSONResponse(pending.model_dump(), 202, RETRY_AFTER)
         if problem := problem_of_end(record, include_traceback=include_traceback):
             return problem
-        return TaskResult(task_id=record.id, state=record.state, result=record.result)
+        return TaskResult(task_id=record.id, state=record.state, result=sayable(record.result))
 
 
 async def awaited(store: Store, record: TaskRecord, request: Request, seconds: float) -> TaskRecord:

@@ -11,13 +11,12 @@ import contextlib
 import logging
 from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
-from typing import Any, NamedTuple
-
-from pydantic_core import to_json
+from typing import NamedTuple
 
 from celeriac.errors import StoreUnavailable
 from celeriac.fastapi import shutdown
 from celeriac.fastapi.alarm import Ring
+from celeriac.fastapi.texts import json_of
 from celeriac.stores.base import Store, Watch
 from celeriac.stores.records import TaskEvent, TaskRecord
 
@@ -143,7 +142,7 @@ class EventStream:
         size = 0
         while self._page and size < _CHUNK:
             event = self._page.pop()
-            told.append(Told(event.kind, _json(event.data), event.id))
+            told.append(Told(event.kind, json_of(event.data), event.id))
             size += len(told[-1].data)
         if told:
             self._after = told[-1].id
@@ -185,9 +184,4 @@ async def open_stream(
 
 
 def _end(record: TaskRecord | None) -> Told:
-    return Told("end", _json({"state": record.state if record else None}))
-
-
-def _json(value: Any) -> str:
-    # JSON has no NaN; a browser's JSON.parse would throw upon one.
-    return to_json(value, inf_nan_mode="null").decode()
+    return Told("end", json_of({"state": record.state if record else None}))
