@@ -21,6 +21,8 @@ __all__ = ["CallBody", "annotation_of", "refuse_unreadable"]
 #: How deep the arguments of a call may be nested: what shows records goes no deeper than twice that.
 _DEEPEST = 100
 
+_written = json.JSONEncoder(default=repr, ensure_ascii=False).encode
+
 _Kind = inspect.Parameter
 _VARIADIC: Mapping[Any, str] = {_Kind.VAR_POSITIONAL: "*", _Kind.VAR_KEYWORD: "**"}
 
@@ -87,7 +89,7 @@ class CallBody:
 
 def refuse_unreadable(args: list[Any], kwargs: dict[str, Any]) -> None:
     """Raise RequestValidationError for JSON that can be read, but not be shown to anybody in the task's record."""
-    text = json.dumps([args, kwargs], default=repr, ensure_ascii=False)
+    text = _written([args, kwargs])
     try:
         text.encode()
     except UnicodeEncodeError:
