@@ -41,7 +41,7 @@ _KEY: Any = Header(
     alias="Idempotency-Key",
     min_length=1,
     max_length=255,
-    pattern="^[ -~]+$",
+    pattern="^[!-~]([ -~]*[!-~])?$",  # HTTP cuts off the spaces around it
     description="Any text of printable ASCII. Of requests with the same key and body, one runs the task.",
 )
 OptionalKey = Annotated[str | None, _KEY]
