@@ -60,6 +60,9 @@ class Shop:
         assert self.http.post(f"/tasks/{task_id}/cancel").status_code == 202
         return self.ended(task_id, "REVOKED")
 
+    def expired(self) -> str:
+        return str(self.http.post("/expire").json())
+
     def ended(self, task_id: str, state: str) -> str:
         """Wait for the task's end."""
         self.http.get(f"/tasks/{task_id}/result", params={"wait": 20})

@@ -37,7 +37,7 @@ _PATIENCE = 20.0
 #: Seconds that ``?wait=`` may hold a request here.
 _WAIT = 0.05
 
-#: The ids of tasks that a route is tried with, by its path.
+#: The ids of tasks that an operation, ``"GET /tasks/{task_id}"``, is tried with.
 Ids = Callable[[str], Sequence[str]]
 
 
@@ -50,7 +50,7 @@ def operations_of(document: dict[str, Any]) -> dict[str, Any]:
 
 def fuzz(operation: Any, mode: GenerationMode, url: str, ids: Ids, headers: dict[str, str]) -> None:
     """Make requests, and hold each answer against the document: status, media type, headers, body; and no 5xx."""
-    known = ids(operation.path)
+    known = ids(operation.label)
     session = requests.Session()
     # The document cannot say which texts are cursors, ids of events, or names of fields in a form; and it does not say
     # that pydantic takes true for 1.

@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 import asyncio
+import time
 from collections.abc import AsyncIterator
 from datetime import date
 from typing import Annotated, Any
 
+from celery.utils import uuid
 from fastapi import Depends, FastAPI, Header, HTTPException, UploadFile
 from pydantic import BaseModel, Field
 
 from celeriac import Celery
+from celeriac.stores.records import Transition
 
 celery = Celery("shop", set_as_current=False)
 app = FastAPI(lifespan=celery.lifespan_with(worker=True))
@@ -104,3 +107,14 @@ async def enqueue(name: str, args: list[Any], queue: str | None = None, countdow
 async def open_door(door: str) -> None:
     """Let tasks go on."""
     _doors.setdefault(door, asyncio.Event()).set()
+
+
+@app.post("/expire", include_in_schema=False)
+async def expire() -> str:
+    """A task whose record has just been removed, because it ended two days ago."""
+    task_id, then = uuid(), time.time() - 2 * 86_400
+    await celery.store.transition([Transition(task_id=task_id, state="PENDING", at=then, name="old")])
+    await celery.store.transition([Transition(task_id=task_id, state="SUCCESS", at=then, result="1")])
+    while not await celery.store.gone([task_id]):
+        await celery.store.trim()
+    return task_id

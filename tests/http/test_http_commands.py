@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from typing import Any
+from uuid import uuid4
 
 import pytest
 from tests.http.conftest import wait_for
@@ -46,6 +47,35 @@ def test_a_task_that_has_not_finished_is_not_tried_again(shop: Any) -> None:
 
     assert answer.status_code == 409
     assert answer.json()["type"] == "urn:celeriac:problem:task-not-finished"
+
+
+def test_a_finished_task_is_deleted(shop: Any) -> None:
+    task_id = shop.succeeded()
+
+    assert shop.http.delete(f"/tasks/{task_id}").status_code == 204
+    for path in ("", "/result", "/events"):
+        assert shop.http.get(f"/tasks/{task_id}{path}").status_code == 404
+    assert shop.http.delete(f"/tasks/{task_id}").status_code == 404
+    assert shop.http.delete(f"/tasks/{shop.waiting()}").status_code == 409
+    assert shop.http.delete(f"/looks/{shop.succeeded()}").status_code == 403
+
+
+def test_what_has_expired_is_gone_for_all_commands(shop: Any) -> None:
+    path = f"/tasks/{shop.expired()}"
+
+    assert shop.http.post(f"{path}/cancel").status_code == 410
+    assert shop.http.post(f"{path}/retry").status_code == 410
+    assert shop.http.delete(path).status_code == 410
+
+
+def test_requests_of_one_key_are_one_task(shop: Any) -> None:
+    headers = {"Idempotency-Key": uuid4().hex}
+    first = shop.http.post("/tasks/sums", json={"x": 1, "y": 2}, headers=headers)
+    again = shop.http.post("/tasks/sums", json={"x": 1, "y": 2}, headers=headers)
+    other = shop.http.post("/tasks/sums", json={"x": 1, "y": 3}, headers=headers)
+
+    assert (first.status_code, again.status_code, other.status_code) == (202, 202, 409)
+    assert again.json()["task_id"] == first.json()["task_id"]
 
 
 @pytest.mark.parametrize("command", ["cancel", "retry"])

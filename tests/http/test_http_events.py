@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import json
 from typing import Any
 
 import httpx
+from websockets.exceptions import ConnectionClosed
+from websockets.sync.client import connect
 
 
 def read(answer: httpx.Response, count: int | None = None) -> list[tuple[str, str, str]]:
@@ -59,3 +62,34 @@ def test_what_is_no_event_id_is_refused(shop: Any) -> None:
     assert in_header.json()["detail"][0]["loc"] == ["header", "Last-Event-ID"]
     assert in_query.json()["detail"][0]["loc"] == ["query", "after"]
     assert (in_header.status_code, in_query.status_code) == (422, 422)
+
+
+def messages(shop: Any, path: str) -> tuple[list[dict[str, Any]], int]:
+    """What a WebSocket at the path says, and the code with which it closes."""
+    url = str(shop.http.base_url).replace("http", "ws", 1)
+    said = []
+    with connect(f"{url.rstrip('/')}{path}", open_timeout=20) as socket:
+        try:
+            while True:
+                said.append(json.loads(socket.recv(20)))
+        except ConnectionClosed as closed:
+            return said, closed.rcvd.code if closed.rcvd else 0
+
+
+def test_a_websocket_tells_the_same_events(shop: Any) -> None:
+    task_id = shop.ended(shop.enqueue("speak", "to be"), "SUCCESS")
+    with shop.http.stream("GET", f"/tasks/{task_id}/events") as answer:
+        events = [(name, id_ or None, json.loads(data)) for name, id_, data in read(answer)]
+
+    said, code = messages(shop, f"/tasks/{task_id}/ws")
+    rest, _ = messages(shop, f"/tasks/{task_id}/ws?after={events[1][1]}")
+
+    assert [(each["event"], each["id"], each["data"]) for each in said] == events
+    assert rest == said[2:]
+    assert code == 1000
+
+
+def test_a_websocket_says_what_is_wrong_by_its_code(shop: Any) -> None:
+    assert messages(shop, "/tasks/nobody's/ws") == ([], 4404)
+    assert messages(shop, f"/tasks/{shop.expired()}/ws") == ([], 4410)
+    assert messages(shop, f"/tasks/{shop.succeeded()}/ws?after=?") == ([], 4422)

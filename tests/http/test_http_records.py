@@ -36,6 +36,15 @@ def test_the_traceback_is_shown_where_the_app_has_asked_for_it(shop: Any) -> Non
     assert "bad row" in shop.http.get(f"/looks/{task_id}").json()["traceback"]
 
 
+@pytest.mark.parametrize("path", ["", "/result", "/result?wait=1", "/events"])
+def test_an_expired_record_is_gone(shop: Any, path: str) -> None:
+    answer = shop.http.get(f"/tasks/{shop.expired()}{path}")
+
+    assert answer.status_code == 410
+    assert answer.headers["content-type"] == PROBLEM
+    assert answer.json()["type"] == "urn:celeriac:problem:task-expired"
+
+
 @pytest.mark.parametrize("path", ["", "/result", "/events"])
 def test_an_unknown_id_is_not_found(shop: Any, path: str) -> None:
     answer = shop.http.get(f"/tasks/nobody's{path}")
