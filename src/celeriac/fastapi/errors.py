@@ -19,6 +19,7 @@ from fastapi.encoders import jsonable_encoder
 from fastapi.exceptions import RequestValidationError
 from fastapi.responses import JSONResponse
 from fastapi.routing import APIRoute
+from kombu.exceptions import OperationalError
 
 from celeriac import errors
 from celeriac.fastapi.models import ErrorOut, Problem, error_of
@@ -175,11 +176,12 @@ class ProblemRoute(APIRoute):
 def add_handlers(app: FastAPI) -> None:
     """Let a whole app answer our errors as problems, so that its own routes need no ``try`` around ``enqueue``.
 
-    An exception handler that the app already has for one of them stays.
+    What ``.delay()`` raises when there is no broker is Celery's own error, and answers like ours. An exception handler
+    that the app already has for one of them stays.
     """
-    for kind in _KINDS:
+    for kind, handler in {**dict.fromkeys(_KINDS, _handle), OperationalError: _handle_stock}.items():
         if kind not in app.exception_handlers:
-            app.add_exception_handler(kind, _handle)
+            app.add_exception_handler(kind, handler)
 
 
 async def _handle(_request: Request, exc: Exception) -> Response:
@@ -187,3 +189,7 @@ async def _handle(_request: Request, exc: Exception) -> Response:
     if answered is None:
         raise exc
     return answered
+
+
+async def _handle_stock(request: Request, exc: Exception) -> Response:
+    return await _handle(request, errors.BrokerUnavailable(str(exc)))

@@ -1,11 +1,12 @@
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
 import pytest
 from fastapi import FastAPI
 
-from celeriac import errors
+from celeriac import Celery, errors
 from celeriac.errors import ConfigurationError
 
 
@@ -26,6 +27,27 @@ async def test_it_may_be_called_twice_and_at_any_time(client: Any, celery: Any, 
     assert answer.status_code == 503
     assert answer.headers.get_list("x-request-id") == ["r1"]
     assert len(app.user_middleware) == 1
+
+
+async def test_delay_in_an_endpoint_without_a_broker_is_a_503_too(client: Any, tmp_path: Path) -> None:
+    url = f"sqlite:///{tmp_path}/missing/celery.db"
+    shop = Celery("shop", broker=url, set_as_current=False)
+    shop.conf.task_publish_retry = False
+    app = FastAPI()
+    shop.install(app)
+
+    @shop.task
+    def greet(name: str) -> None: ...
+
+    @app.post("/")
+    def post() -> str:
+        return str(greet.delay("Ann").id)
+
+    answer = await client(app).post("/")
+
+    assert (answer.status_code, answer.headers["retry-after"]) == (503, "5")
+    assert answer.json()["type"] == "urn:celeriac:problem:broker-unavailable"
+    assert answer.json()["detail"] == "The broker cannot be reached."  # and no path or host
 
 
 async def test_an_app_that_serves_is_not_changed_any_more(client: Any, celery: Any) -> None:
