@@ -15,9 +15,13 @@ from celeriac.dependencies import has_open_references, injected_parameters
 from celeriac.enqueuing import Enqueues
 from celeriac.errors import ConfigurationError
 from celeriac.stubs import make_stub
-from celeriac.task_router import Declaration, Placement, TaskRouter, checked
+from celeriac.task_router import Declaration, Placement, TaskRouter, checked, expect_router
 
 __all__ = ["HasTasks"]
+
+
+#: Celery calls these deprecated when it finds them in a task's own class, not when the class inherits them. They stay.
+_ROUTE = frozenset({"queue", "exchange", "routing_key", "priority"})
 
 
 def _accept_anything(*_args: Any, **_kwargs: Any) -> None:
@@ -41,6 +45,7 @@ class HasTasks(DeclaresTasks, Enqueues):
         ``prefix`` comes before the router's own; the options are those of ``@celery.task``, for each task that neither
         says otherwise itself nor by its router. Raises ConfigurationError for a name that is taken.
         """
+        expect_router(router)
         options = checked(options)
         this = weakref.ref(self)
 
@@ -88,6 +93,8 @@ class HasTasks(DeclaresTasks, Enqueues):
 
     def _declare_task(self, args: Sequence[Any], options: dict[str, Any]) -> Any:
         options.setdefault("shared", False)
+        if route := {name: options.pop(name) for name in _ROUTE & options.keys()}:
+            options["base"] = type("Task", (options.get("base") or self.Task,), route)
         return super(DeclaresTasks, self).task(*args, **options)
 
     def _declare_stub(self, name: str | None, options: dict[str, Any]) -> TaskDecorator:

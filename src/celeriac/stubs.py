@@ -44,8 +44,8 @@ def make_stub(app: Any, function: Callable[..., Any], name: str, options: dict[s
         "__module__": function.__module__,
         "__header__": app.type_checker(function),
         "__wrapped__": staticmethod(function),
-        **options,
     }
-    stub: Stub = type(function.__name__, (Stub,), attributes)()
+    # Inherited: Celery calls a queue and a priority in the class itself deprecated.
+    stub: Stub = type(function.__name__, (type("Stub", (Stub,), options),), attributes)()
     stub.bind(app)
     return stub

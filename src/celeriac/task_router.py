@@ -16,7 +16,7 @@ from celeriac.compat import TaskProxy
 from celeriac.declaring import DeclaresTasks, TaskDecorator
 from celeriac.errors import ConfigurationError
 
-__all__ = ["Declaration", "Placement", "TaskRouter", "checked"]
+__all__ = ["Declaration", "Placement", "TaskRouter", "checked", "expect_router"]
 
 
 class _NotIncluded(ConfigurationError, RuntimeError):
@@ -101,6 +101,7 @@ class TaskRouter(DeclaresTasks):
 
     def include_router(self, router: TaskRouter, *, prefix: str = "", **options: Any) -> None:
         """Take in the tasks of another router, those too that it gets later. Raises ConfigurationError for a circle."""
+        expect_router(router)
         if router is self or router in self._ancestors():
             raise ConfigurationError("A TaskRouter cannot include itself, nor one that includes it.")
         options = checked(options)
@@ -151,3 +152,12 @@ def checked(options: dict[str, Any]) -> dict[str, Any]:
     if "name" in options:
         raise ConfigurationError("A name is one task's own; a router has a prefix.")
     return options
+
+
+def expect_router(router: object) -> None:
+    """Refuse what is included and is no TaskRouter: FastAPI's method has the same name."""
+    if not isinstance(router, TaskRouter):
+        raise ConfigurationError(
+            f"include_router takes a TaskRouter here, and {type(router).__name__} is none. "
+            "Routers of endpoints are for the FastAPI app: app.include_router(…)."
+        )

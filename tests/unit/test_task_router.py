@@ -15,6 +15,7 @@ from uuid import uuid4
 
 import pytest
 from celery import chain
+from fastapi import APIRouter
 from pydantic import BaseModel
 
 from celeriac import Celery, Task, TaskContext, TaskRouter
@@ -48,6 +49,35 @@ async def finalized(app: Celery) -> None:
 async def working(app: Celery) -> AsyncIterator[None]:
     async with app, run_embedded(app, concurrency=5):
         yield
+
+
+@pytest.mark.filterwarnings("error")
+async def test_a_queue_and_a_priority_of_their_own_are_not_deprecated(celery: Celery) -> None:
+    tasks = TaskRouter(queue="slow")
+
+    @tasks.task
+    async def build() -> None: ...
+
+    @celery.task(name="own", queue="fast", priority=3)
+    async def own() -> None: ...
+
+    @celery.stub(name="elsewhere", queue="far")
+    async def elsewhere() -> None: ...
+
+    celery.include_router(tasks)
+    await finalized(celery)
+    async with celery:
+        assert (await (await elsewhere.enqueue()).record()).queue == "far"
+        assert (await (await build.enqueue()).record()).queue == "slow"
+        assert (await (await own.enqueue()).record()).queue == "fast"
+    assert own.priority == 3
+
+
+def test_a_router_of_fastapi_is_no_router_of_tasks(celery: Celery) -> None:
+    with pytest.raises(ConfigurationError, match=r"takes a TaskRouter.*app\.include_router"):
+        celery.include_router(APIRouter())  # type: ignore[arg-type]
+    with pytest.raises(ConfigurationError, match="takes a TaskRouter"):
+        TaskRouter().include_router(APIRouter())  # type: ignore[arg-type]
 
 
 async def test_a_routers_tasks_are_the_apps(celery: Celery) -> None:
