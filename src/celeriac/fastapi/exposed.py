@@ -16,6 +16,7 @@ from pydantic.errors import PydanticInvalidForJsonSchema
 from pydantic_core import PydanticSerializationError
 
 from celeriac import propagation
+from celeriac.eager import runs_eagerly
 from celeriac.errors import InvalidArguments, PublishTimeout, TaskNotFound
 from celeriac.fastapi.access import Access
 from celeriac.fastapi.bodies import CallBody, refuse_unreadable
@@ -79,7 +80,8 @@ class Exposed:
         ) -> TaskAccepted:
             args, kwargs = self._dump(call_body, body)
             options = {**self.options, **({} if caller is None else {"owner": caller})}
-            if key is None:
+            # What is run here and now has no record that a key could stand for.
+            if key is None or await runs_eagerly(self.celery):
                 handle = await self.task.submit(args, kwargs, options)
                 return self._accepted(request, response, handle.id, states.PENDING)
             task_id, record = await (await self._keyed(key, args, kwargs, options)).once()

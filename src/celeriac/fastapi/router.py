@@ -136,8 +136,7 @@ class TasksRouter(APIRouter):
         Raises:
             ConfigurationError: nobody has said who may enqueue the task, or no JSON body can call it.
         """
-        if not isinstance(task, Task):
-            raise ConfigurationError(f"expose takes a task of this app, and {task!r} is none.")
+        task = self._own(task)
         if not path.startswith("/") or not path.strip("/"):
             raise ConfigurationError(
                 f"{task.name} cannot be exposed under {path!r}: give it a path like '/reports'."
@@ -170,6 +169,15 @@ class TasksRouter(APIRouter):
         self._add(
             exposed, name or task.name.rpartition(".")[2], summary, description, responses or {}, shared
         )
+
+    def _own(self, task: Any) -> Task[..., Any]:
+        """The task as this app has it: several may include the router that declares it."""
+        own = task
+        if isinstance(task, Task) and task.app is not self._celery:
+            own = self._celery.tasks.get(task.name)
+        if isinstance(own, Task):
+            return own
+        raise ConfigurationError(f"expose takes a task of this app, and {task!r} is none.")
 
     def _add(
         self,

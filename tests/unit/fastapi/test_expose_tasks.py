@@ -10,7 +10,8 @@ from fastapi import Depends, FastAPI, Request
 from pydantic import BaseModel
 from starlette.testclient import TestClient
 
-from celeriac import Celery, TaskContext
+from celeriac import Celery, TaskContext, TaskRouter
+from celeriac.errors import ConfigurationError
 from celeriac.testing import in_memory
 
 
@@ -117,3 +118,24 @@ def test_every_type_of_result_has_a_place_in_the_document(shop: Celery) -> None:
     assert {"TaskStatus_NoneType_", "TaskStatus_Any_"} <= set(models)
     (listed,) = [models[name] for name in models if name.startswith("TaskStatus_list")]
     assert listed["properties"]["result"]["anyOf"][0]["type"] == "array"
+
+
+def test_a_task_is_exposed_by_an_app_that_has_it(shop: Celery) -> None:
+    routed = TaskRouter()
+
+    @routed.task
+    async def double(x: int) -> int:
+        return 2 * x
+
+    with pytest.raises(ConfigurationError, match="no app has included"):
+        exposing(shop, double, name="double")
+
+    first = Celery("first", broker="memory://first", set_as_current=False)
+    first.include_router(routed)
+    with pytest.raises(ConfigurationError, match="expose takes a task of this app"):
+        exposing(shop, double)
+
+    shop.include_router(routed)
+    with TestClient(exposing(shop, double)) as http:
+        answer = http.post("/tasks/double", json={"x": 1})
+        assert http.get(answer.headers["location"]).status_code == 202  # in this app's own store

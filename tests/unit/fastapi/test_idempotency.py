@@ -146,6 +146,16 @@ async def test_keys_may_be_off(client: Any, celery: Celery) -> None:
     assert "409" not in operation["responses"]
 
 
+async def test_a_task_that_runs_here_and_now_has_no_use_for_a_key(client: Any, celery: Celery) -> None:
+    celery.conf.task_always_eager = True
+    http = client(exposing(celery))
+
+    answers = [await http.post("/tasks/sums", json=SUM, headers=key("a")) for _ in range(2)]
+
+    assert [answer.status_code for answer in answers] == [202, 202]
+    assert await celery.queue_size("celery") == 0
+
+
 async def test_a_publish_that_fails_frees_the_key(
     client: Any, celery: Celery, monkeypatch: pytest.MonkeyPatch
 ) -> None:
