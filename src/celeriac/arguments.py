@@ -155,11 +155,17 @@ class ArgumentSchema:
             named = {name: by_name.get(name, rest).load(value) for name, value in kwargs.items()}
         except ValueError as exc:
             raise self._invalid(args, kwargs, "load", exc) from exc
-        leading = self._leading
-        if leading < len(positional) <= len(self._positional):
-            named.update(zip(self._positional[leading:], positional[leading:], strict=False))
-            del positional[leading:]
+        if self._leading < len(positional) <= len(self._positional):
+            return self.place(positional, named)
         return tuple(positional), named
+
+    def place(self, args: Sequence[Any], kwargs: Mapping[str, Any]) -> tuple[tuple[Any, ...], dict[str, Any]]:
+        """The arguments of a call with those by name that follow an injected one, which is no part of the call."""
+        leading, named = self._leading, dict(kwargs)
+        if leading < len(args) <= len(self._positional):
+            named.update(zip(self._positional[leading:], args[leading:], strict=False))
+            args = args[:leading]
+        return tuple(args), named
 
     @property
     def takes_files(self) -> bool:

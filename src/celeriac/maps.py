@@ -5,11 +5,18 @@ https://docs.celeryq.dev/en/stable/userguide/canvas.html#map-starmap
 
 from __future__ import annotations
 
+import asyncio
 import inspect
-from collections.abc import Awaitable, Iterable, Sequence
+from collections.abc import Awaitable, Iterable, Mapping, Sequence
+from functools import partial
 from typing import Any
 
-from celery import signature
+from celery import current_task, signature
+
+from celeriac.compat import current_execution
+from celeriac.context import TaskContext
+from celeriac.dependency_scope import DependencyScope
+from celeriac.task import Task
 
 __all__ = ["define_maps"]
 
@@ -32,6 +39,8 @@ def define_maps(sender: Any, **_signal: Any) -> None:
 
 def _call_each(task: Any, calls: Sequence[Iterable[Any]]) -> list[Any] | Awaitable[list[Any]]:
     """The results, or what waits for them: the worker lets a thread call ``def`` tasks, and its loop wait."""
+    if isinstance(task, Task) and task.injected.dependant is not None:
+        return _call_each_injected(task, calls)
     results = []
     for index, arguments in enumerate(calls):
         value = task(*arguments)
@@ -44,3 +53,23 @@ def _call_each(task: Any, calls: Sequence[Iterable[Any]]) -> list[Any] | Awaitab
 async def _wait_for_each(task: Any, first: Awaitable[Any], calls: Sequence[Iterable[Any]]) -> list[Any]:
     """One after the other: like ``def`` tasks, these may rely on that."""
     return [await first, *[await task(*arguments) for arguments in calls]]
+
+
+async def _call_each_injected(task: Task[..., Any], calls: Sequence[Iterable[Any]]) -> list[Any]:
+    """One after the other, each between dependencies of its own; functions in threads."""
+    headers = getattr(current_task.request, "message_headers", None) or current_task.request.headers or {}
+    contexts = dict.fromkeys(task.injected.contexts, TaskContext(current_execution()))
+    results = []
+    for arguments in calls:
+        args, kwargs = task.schema.place(tuple(arguments), contexts)
+        scope = DependencyScope(task.injected, task.app.web_apps, headers)
+        results.append(await scope.around(partial(_call_one, task, args, kwargs)))
+    return results
+
+
+async def _call_one(
+    task: Task[..., Any], args: Sequence[Any], kwargs: Mapping[str, Any], values: Mapping[str, Any]
+) -> Any:
+    if task.is_asynchronous:
+        return await task(*args, **kwargs, **values)
+    return await asyncio.to_thread(task, *args, **kwargs, **values)

@@ -231,6 +231,8 @@ class Task(CeleryTask, Generic[P, R]):  # type: ignore[misc]
         validated = self.typing and self.app.settings.validate_arguments
         if validated and not self.is_pydantics:
             args, kwargs = self.schema.load(args, kwargs)
+        elif self.injected.contexts or self.injected.dependant:
+            args, kwargs = self.schema.place(args, kwargs)
         if wanted := self.injected.contexts:
             kwargs = {**kwargs, **dict.fromkeys(wanted, TaskContext(EagerExecution(self.name, request)))}
         if self.injected.dependant is None:
@@ -250,7 +252,7 @@ class Task(CeleryTask, Generic[P, R]):  # type: ignore[misc]
         function = self._orig_run if itself else self.run
         scope = DependencyScope(self.injected, self.app.web_apps, request.headers or {})
         with retries(self) if itself else contextlib.nullcontext():
-            if not is_asynchronous(function):
+            if not self.is_asynchronous:
                 return call_here(scope, lambda values: function(*args, **{**kwargs, **values}))
             return run_to_end(scope.around(lambda values: awaited(function(*args, **{**kwargs, **values}))))
 
@@ -291,6 +293,14 @@ class Task(CeleryTask, Generic[P, R]):  # type: ignore[misc]
         if inspect.ismethod(function) and not inspect.ismethod(unwrapped):
             unwrapped = unwrapped.__get__(function.__self__)  # a decorated method
         return cast("Callable[..., Any]", unwrapped)
+
+    @property
+    def is_asynchronous(self) -> bool:
+        """Whether the function is a coroutine function or an async generator function."""
+        # Not unwrapped: a plain function around a coroutine function is a plain function.
+        return is_asynchronous(
+            getattr(self, "_decorated_fun", None) or getattr(self, "_orig_run", None) or self.run
+        )
 
     @property
     def schema(self) -> ArgumentSchema:

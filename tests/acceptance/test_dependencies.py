@@ -149,6 +149,17 @@ async def test_a_lifespan_that_fails_stops_the_worker_with_a_sentence(on_sqlite:
     assert await asyncio.to_thread(worker.wait) == 1
 
 
+async def test_a_worker_can_be_stopped_while_its_lifespan_begins(on_sqlite: Depending) -> None:
+    worker = on_sqlite.run("celery", "-A", "main.celery", "worker", SLOW_LIFESPAN="1")
+    async with on_sqlite.client:
+        handle = await on_sqlite.enqueue("where")
+        await on_sqlite.until("lifespan waits")
+        worker.terminate()
+        assert await asyncio.to_thread(worker.wait) == 0
+        assert await handle.state() == "PENDING"
+    assert on_sqlite.audit == ["lifespan waits"]
+
+
 async def test_a_worker_may_do_without_the_lifespan(on_sqlite: Depending) -> None:
     conf = {"celeriac_worker_lifespan": False}
     await asyncio.to_thread(on_sqlite.start_worker, conf=conf, BROKEN_LIFESPAN="1")
@@ -227,6 +238,16 @@ async def test_a_celery_app_in_a_module_of_its_own_has_the_app_that_it_is_told_o
     async with apart.client:
         result = await (await apart.enqueue("where")).result(30)
     assert result == ("a pool" if path else "none")
+
+
+async def test_celeriac_dev_tells_its_worker(apart: Depending) -> None:
+    port = str(free_port())
+    dev = apart.run("celeriac", "dev", "main:app", "--port", port, "--no-reload", "--no-beat")
+    dev.wait_for_line(r"ready\.$")
+    async with apart.client:
+        assert await (await apart.enqueue("where")).result(30) == "a pool"
+    dev.terminate()
+    await asyncio.to_thread(dev.wait)
 
 
 async def test_dependencies_work_in_celerys_own_children(on_sqlite: Depending) -> None:

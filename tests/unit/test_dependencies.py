@@ -193,6 +193,44 @@ async def test_overrides_of_the_app_hold_for_its_tasks(celery: Celery) -> None:
     assert log == ["fake adds 1", "open", "session adds 2", "commit", "close"]
 
 
+@pytest.mark.parametrize("kind", ["coroutine", "function"])
+async def test_each_call_of_a_map_has_its_own(celery: Celery, kind: str) -> None:
+    if kind == "coroutine":
+
+        @celery.task
+        async def add(session: SessionDependency, value: int) -> int:
+            return session.add(value)
+
+        task: Any = add
+    else:
+
+        @celery.task
+        def add_in_a_thread(session: SessionDependency, value: int) -> int:
+            return session.add(value)
+
+        task = add_in_a_thread
+
+    async with working(celery):
+        assert await (await celery.enqueue(task.map([1, 2]))).result(5) == [2, 3]
+    assert log == [
+        *["open", "session adds 1", "commit", "close"],
+        *["open", "session adds 2", "commit", "close"],
+    ]
+
+
+@pytest.mark.parametrize("checked", ["by the worker", "not at all", "by Celery"])
+async def test_arguments_may_follow_a_dependency(celery: Celery, checked: str) -> None:
+    celery.conf.celeriac_validate_arguments = checked != "not at all"
+
+    @celery.task(pydantic=checked == "by Celery")
+    async def add(first: int, session: SessionDependency, second: int) -> int:
+        return session.add(first + second)
+
+    async with working(celery):
+        assert await (await add.enqueue(1, 2)).result(5) == 4  # type: ignore[call-arg,arg-type]
+        assert (await asyncio.to_thread(add.apply, (1, 2))).get() == 4
+
+
 async def test_an_override_may_look_at_the_request_where_the_original_does_not(celery: Celery) -> None:
     celery.fastapi_app = web = FastAPI()
 

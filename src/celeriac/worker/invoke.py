@@ -60,6 +60,8 @@ def _loaded(execution: Execution, profile: TaskProfile, arguments: tuple[Any, An
     args, kwargs = arguments or (execution.message.args, execution.message.kwargs)
     if profile.loads_arguments and profile.schema is not None:
         args, kwargs = profile.schema.load(args, kwargs)
+    elif profile.places is not None:
+        args, kwargs = profile.places(args, kwargs)
     if profile.context:
         kwargs = {**kwargs, **dict.fromkeys(profile.context, TaskContext(execution))}
     return args, kwargs

@@ -47,6 +47,7 @@ class TaskProfile:
         "on_failure",
         "on_retry",
         "on_success",
+        "places",
         "schema",
         "soft_time_limit",
         "task",
@@ -84,6 +85,9 @@ class TaskProfile:
             self.schema = task.schema
         # With ``pydantic=True`` the function is in a wrapper of Celery's, which does that.
         self.loads_arguments = self.schema is not None and not task.is_pydantics
+        self.places: Callable[[Any, Any], tuple[Any, Any]] | None = None
+        if isinstance(task, Task) and not self.loads_arguments and (self.context or self.injected):
+            self.places = task.schema.place
         self.files: TaskFiles | None = None
         if isinstance(task, Task) and task.schema.takes_files:
             self.files = TaskFiles(task.schema, task.app.uploads)

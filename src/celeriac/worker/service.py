@@ -88,10 +88,10 @@ class Service:
             connection = await self.app._connections.here()
             with self.shutdown.on_signals() if listen_to_signals else contextlib.nullcontext():
                 await app_ready(self.app)
-                async with (
-                    app_running(self.app, self.shutdown) if with_lifespan else contextlib.nullcontext()
-                ):
-                    await self._serve(connection)
+                lifespan = app_running(self.app, self.shutdown) if with_lifespan else contextlib.nullcontext()
+                async with lifespan:
+                    if not self.shutdown.warm.is_set():  # asked to stop while the lifespan began
+                        await self._serve(connection)
         return int(self.shutdown.exitcode)
 
     def _build(self, connection: Connection) -> None:

@@ -31,6 +31,9 @@ celery.conf.update(json.loads(os.environ.get("DEPENDING_CONF", "{}")))
 async def lifespan(app: FastAPI) -> AsyncIterator[dict[str, Any]]:
     if os.environ.get("BROKEN_LIFESPAN"):
         raise ConnectionError("no database at db.internal")
+    if os.environ.get("SLOW_LIFESPAN"):
+        audit("lifespan waits")
+        await asyncio.sleep(60)
     audit(f"lifespan begins {os.getpid()}")
     app.state.pool = f"pool of {os.getpid()}"
     yield {"region": "eu"}
