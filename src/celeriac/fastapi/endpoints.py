@@ -72,7 +72,9 @@ def add_events(
         # A dependency, because it can still answer 404 or 422, and because FastAPI ends it when the client goes away,
         # even in the middle of a write.
         position = last_event_id or after or None
-        async with open_stream(celery.store, record.id, position, heartbeat) as events:
+        opening = open_stream(celery.store, record, position, heartbeat)
+        del record  # with all its arguments, for as long as the stream lasts
+        async with opening as events:
             try:
                 await events.begin()
             except ValueError as exc:

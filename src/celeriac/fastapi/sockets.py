@@ -66,8 +66,9 @@ def add_socket(
             try:
                 record = await access.find(task_id, caller)
                 stream = await stack.enter_async_context(
-                    open_stream(celery.store, record.id, after or None, heartbeat)
+                    open_stream(celery.store, record, after or None, heartbeat)
                 )
+                del record  # with all its arguments, for as long as the stream lasts
                 await stream.begin()
             except (CeleriacError, ValueError) as exc:
                 code = _code(exc)

@@ -18,7 +18,7 @@ from celeriac.fastapi import shutdown
 from celeriac.fastapi.alarm import Ring
 from celeriac.fastapi.texts import json_of
 from celeriac.stores.base import Store, Watch
-from celeriac.stores.records import TaskEvent, TaskRecord
+from celeriac.stores.records import READY_STATES, TaskEvent, TaskRecord
 
 __all__ = ["PAGE", "EventStream", "Told", "open_stream"]
 
@@ -50,22 +50,30 @@ class EventStream:
         "_complete",
         "_heartbeat",
         "_limit",
+        "_may_end",
         "_over",
         "_page",
+        "_record",
         "_sleep",
         "_store",
+        "_turned",
         "_watch",
         "ended",
         "task_id",
     )
 
-    def __init__(self, store: Store, watch: Watch, task_id: str, after: str | None, heartbeat: float) -> None:
-        self.task_id = task_id
+    def __init__(
+        self, store: Store, watch: Watch, record: TaskRecord, after: str | None, heartbeat: float
+    ) -> None:
+        self.task_id = record.id
         self.ended = False  # whether the client has been told all there is
         self._store = store
         self._watch = watch
         self._heartbeat = heartbeat
         self._after = after
+        self._record: TaskRecord | None = record  # not for longer than it is news: it may be large
+        self._turned = False  # whether a new state has been told
+        self._may_end = False  # and one that ends a task
         self._page: list[TaskEvent] = []  # the next one last
         self._complete = False  # whether the page is all that there was
         self._limit = _FIRST_PAGE
@@ -107,30 +115,37 @@ class EventStream:
             await self._wait(_RETRY)
 
     async def _follow(self) -> AsyncIterator[Sequence[Told]]:
-        record: TaskRecord | None = None
+        end: Told | None = None
         look = True
         while not self._over:
             if look:
-                record = (await self._store.get([self.task_id])).get(self.task_id)
-                self._complete = False  # what was read before may lack what the record knows
-            kinds: set[str] = set()
+                end = await self._look()
+            news = self._turned = self._may_end = False
             while told := await self._next():
-                kinds.update(event.event for event in told)
+                news = True
                 yield told
                 if self._over:
                     return
-            # A new state may be the last. A flag without any event may be a record that was deleted.
-            if "state" in kinds or not (kinds or look):
+            # The end is a finished record, read first, and then no new state: the other way round an event gets lost,
+            # and a task that is retried is not over. A flag without any event may be a record that was deleted.
+            if self._may_end or (end is not None and self._turned) or not (news or look):
                 look = True
                 continue
-            # The end is a finished record, read first, and then no new state: the other way round an event gets lost.
-            if look and (record is None or record.ready):
+            if look and end is not None:
                 self.ended = True
-                yield (_end(record),)
+                yield (end,)
                 return
             look = await self._wait(self._heartbeat) is Ring.TIMEOUT
             if look and not self._over:
                 yield (HEARTBEAT,)
+
+    async def _look(self) -> Told | None:
+        """The end, if the record says that there is nothing more to come."""
+        first, self._record = self._record, None
+        if first is not None:
+            return _end(first)  # read before the first page was
+        self._complete = False  # what was read before may lack what the record knows
+        return _end((await self._store.get([self.task_id])).get(self.task_id))
 
     async def _next(self) -> Sequence[Told]:
         if not self._page:
@@ -143,6 +158,9 @@ class EventStream:
         while self._page and size < _CHUNK:
             event = self._page.pop()
             told.append(Told(event.kind, json_of(event.data), event.id))
+            if event.kind == "state":
+                self._turned = True
+                self._may_end |= event.data.get("state") in READY_STATES
             size += len(told[-1].data)
         if told:
             self._after = told[-1].id
@@ -171,17 +189,20 @@ class EventStream:
 
 @asynccontextmanager
 async def open_stream(
-    store: Store, task_id: str, after: str | None, heartbeat: float
+    store: Store, record: TaskRecord, after: str | None, heartbeat: float
 ) -> AsyncIterator[EventStream]:
-    """A stream of the events after ``after``, and the watch that it sleeps on; both end with the context.
+    """A stream of the record's events after ``after``, and the watch that it sleeps on; both end with the context.
 
     Whoever opens it awaits :meth:`EventStream.begin`.
     """
-    async with store.watch(task_id) as watch:
-        stream = EventStream(store, watch, task_id, after, heartbeat)
+    async with store.watch(record.id) as watch:
+        stream = EventStream(store, watch, record, after, heartbeat)
+        del record
         with shutdown.on_stop(stream.stop):
             yield stream
 
 
-def _end(record: TaskRecord | None) -> Told:
+def _end(record: TaskRecord | None) -> Told | None:
+    if record is not None and not record.ready:
+        return None
     return Told("end", json_of({"state": record.state if record else None}))

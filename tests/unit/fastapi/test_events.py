@@ -154,6 +154,29 @@ async def test_a_retried_task_goes_on_in_the_same_stream(server: Any, feed: Any)
         assert (await stream.rest())[-1].data == {"state": "SUCCESS"}
 
 
+async def test_a_task_that_is_retried_while_its_stream_opens_is_not_over(
+    server: Any, feed: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    await feed.started()
+    await feed.failed()
+    last = (await feed.store.events("t1"))[-1].id
+    read = feed.store.events
+
+    async def retried_first(*args: Any) -> Any:
+        monkeypatch.setattr(feed.store, "events", read)
+        await feed.state("t1", "PENDING", replay=True)
+        return await read(*args)
+
+    monkeypatch.setattr(feed.store, "events", retried_first)
+    async with events(server, headers={"Last-Event-ID": last}) as stream:
+        assert (await stream.until("state"))[-1].data["state"] == "PENDING"
+        assert (await stream.next()).name == ":"
+
+        await feed.succeeded()
+
+        assert [event.data["state"] for event in await stream.rest()] == ["SUCCESS", "SUCCESS"]
+
+
 async def test_silence_is_filled_with_comments(server: Any, feed: Any) -> None:
     await feed.started()
     async with events(server) as stream:

@@ -20,7 +20,7 @@ from starlette.middleware.base import BaseHTTPMiddleware
 
 from celeriac.fastapi import shutdown
 from celeriac.fastapi.clients import transport_of
-from celeriac.stores.records import TaskEvent
+from celeriac.stores.records import TaskEvent, TaskRecord
 
 pytestmark = pytest.mark.parametrize("celery", ["memory", "sqlite"], indirect=True)
 
@@ -178,6 +178,22 @@ def held() -> int:
         isinstance(each, TaskEvent) and isinstance(each.data, str) and len(each.data) > 50_000
         for each in gc.get_objects()
     )
+
+
+@pytest.mark.parametrize("websocket", [False, True])
+async def test_an_open_stream_does_not_hold_the_record(
+    celery: Any, feed: Any, serving: Any, watches: Any, websocket: bool
+) -> None:
+    await feed.enqueued()
+    async with serving(app_of(celery)) as server:
+        async with lazy(server, websocket=websocket) as client:
+            while b"PENDING" not in await client.read():
+                pass
+
+            gc.collect()
+
+            assert not [each for each in gc.get_objects() if isinstance(each, TaskRecord)]
+        await gone(server)
 
 
 async def test_the_others_do_not_notice(celery: Any, feed: Any, serving: Any, watches: Any) -> None:
