@@ -10,7 +10,7 @@ from typing import Annotated, Any, Union, get_args, get_origin
 
 from fastapi import Body
 from fastapi.exceptions import RequestValidationError
-from pydantic import BaseModel, ConfigDict, Field, TypeAdapter, create_model
+from pydantic import BaseModel, ConfigDict, Field, SecretBytes, SecretStr, TypeAdapter, create_model
 from pydantic.errors import PydanticInvalidForJsonSchema, PydanticUserError
 
 from celeriac.errors import ConfigurationError
@@ -144,7 +144,18 @@ def annotation_of(
             f"{where} is of a type that no JSON describes ({annotation!r});"
             " make it a dependency or a TaskContext, or give it a type that pydantic knows."
         ) from exc
+    if _is_secret(annotation):
+        raise ConfigurationError(
+            f"{where} is a secret, which would stand in the message and in the task's record;"
+            " let the task take what the secret is found by."
+        )
     return annotation
+
+
+def _is_secret(annotation: Any) -> bool:
+    if isinstance(annotation, type) and issubclass(annotation, (SecretStr, SecretBytes)):
+        return True
+    return any(map(_is_secret, get_args(annotation)))
 
 
 def _is_model(annotation: Any) -> bool:

@@ -7,7 +7,7 @@ from typing import Annotated, Any
 
 import pytest
 from fastapi import APIRouter, Depends, FastAPI, Header, HTTPException, Response
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, ConfigDict, Field, SecretStr
 
 from celeriac import Celery, TaskContext
 from celeriac.errors import BrokerUnavailable, ConfigurationError, PublishTimeout
@@ -226,6 +226,7 @@ class Session:
 async def variadic(*names: str) -> None: ...
 async def open_ended(**options: str) -> None: ...
 async def opaque(session: Session) -> None: ...
+async def secretive(password: SecretStr | None = None) -> None: ...
 async def unresolved(later: Later) -> None: ...  # type: ignore[name-defined]  # noqa: F821
 
 
@@ -235,6 +236,7 @@ async def unresolved(later: Later) -> None: ...  # type: ignore[name-defined]  #
         (variadic, r"parameter \*names has no place in a (JSON )?body; take a list"),
         (open_ended, r"parameter \*\*options has no place in a (JSON )?body"),
         (opaque, r"parameter session is of a type that no JSON describes .*make it a dependency"),
+        (secretive, r"parameter password is a secret"),
         (unresolved, r"parameter later is annotated with 'Later', which cannot be resolved"),
     ],
 )
