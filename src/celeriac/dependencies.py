@@ -88,7 +88,9 @@ def _injected(function: Callable[..., Any]) -> Iterator[inspect.Parameter]:
                 f"{name}(): the annotation of {parameter.name!r} names what its module does not define: {annotation}."
                 " Define it there, or leave out `from __future__ import annotations`."
             )
-        if hint is TaskContext or (with_fastapi and _is_fastapis(hint, default)):
+        if hint is TaskContext or hint == TaskContext | None:
+            yield parameter.replace(annotation=TaskContext)
+        elif with_fastapi and _is_fastapis(hint, default):
             yield parameter.replace(annotation=hint)
 
 

@@ -46,7 +46,7 @@ class DependencyScope:
         # An override may look at the request where what it stands for does not.
         looked_at = self._injected.reads_request or getattr(web.app, "dependency_overrides", None)
         headers = list(_raw_headers(self._headers)) if looked_at else []
-        request = _request(self._injected.task, web.app, dict(web.state), headers, stacks)
+        request = _request(self._injected.task, web.app, web.fresh_state(), headers, stacks)
         values, errors = await solve(self._injected.dependant, request, web.app, self._outer)
         if errors:
             raise InvalidArguments(_sentence(self._injected.task, errors), [dict(error) for error in errors])

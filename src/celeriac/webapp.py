@@ -9,7 +9,7 @@ from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from contextvars import ContextVar
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, NoReturn
 from weakref import WeakKeyDictionary
 
 from celeriac.errors import ConfigurationError
@@ -22,12 +22,26 @@ logger = logging.getLogger("celeriac")
 in_worker: ContextVar[bool] = ContextVar("celeriac_in_worker", default=False)
 
 
+class _Nothing(dict[str, Any]):
+    """The state where there is no app. ``State.__getattr__`` looks into it, and passes this error on."""
+
+    def __missing__(self, name: str) -> NoReturn:
+        raise AttributeError(
+            f"There is no {name!r}: this process knows of no FastAPI app, so that request.app.state and request.state "
+            'are empty. Name the app, by celeriac_fastapi_app = "main:app" or the variable CELERIAC_FASTAPI_APP.'
+        )
+
+
 @dataclass(frozen=True, slots=True)
 class WebApp:
     """A FastAPI app, and what its lifespan has yielded: ``request.app`` and ``request.state``."""
 
     app: Any
-    state: Mapping[str, Any] = field(default_factory=dict)
+    state: dict[str, Any] = field(default_factory=dict)
+
+    def fresh_state(self) -> dict[str, Any]:
+        """A copy of the state, for one attempt."""
+        return type(self.state)(self.state)
 
 
 class WebApps:
@@ -45,7 +59,7 @@ class WebApps:
         if running is not None:
             return running
         app = self.find()
-        return WebApp(self._nothing() if app is None else app)
+        return WebApp(self._nothing(), _Nothing()) if app is None else WebApp(app)
 
     def prepare(self) -> None:
         """Find the app, or make one that has nothing, if a task needs one. It imports: not to be done on a loop."""
@@ -85,8 +99,10 @@ class WebApps:
     def _nothing(self) -> Any:
         if self._bare is None:
             from fastapi import FastAPI
+            from starlette.datastructures import State
 
             self._bare = FastAPI(openapi_url=None)
+            self._bare.state = State(_Nothing())
         return self._bare
 
 

@@ -7,7 +7,7 @@ import gc
 import logging
 import weakref
 from collections.abc import AsyncIterator
-from typing import Annotated, Any
+from typing import Annotated, Any, Optional
 from uuid import uuid4
 
 import pytest
@@ -139,6 +139,42 @@ async def test_security_scopes_and_schemes_work_on_the_headers_of_the_message(ce
         assert await handle.result(5) == "k1: read write"
         with pytest.raises(HTTPException, match="401: Not authenticated"):
             await (await whoami.enqueue()).result(5)  # type: ignore[call-arg]
+
+
+async def test_a_context_that_may_be_missing_is_there_in_a_task(celery: Celery) -> None:
+    @celery.task
+    async def old(context: Optional[TaskContext] = None) -> str:  # noqa: UP045
+        return context.id if context else "nobody"
+
+    @celery.task
+    async def new(context: TaskContext | None = None) -> str:
+        return context.id if context else "nobody"
+
+    async with working(celery):
+        for task in (old, new):
+            handle = await task.enqueue()
+            assert await handle.result(5) == handle.id
+    with pytest.raises(InvalidArguments, match="no argument 'context'"):
+        await new.enqueue(context=None)
+
+
+@pytest.mark.parametrize("whose", ["app", "request"])
+async def test_who_has_no_app_is_told_why_its_state_is_empty(celery: Celery, whose: str) -> None:
+    def pool(request: Request) -> Any:
+        state = request.app.state if whose == "app" else request.state
+        assert not hasattr(state, "other")
+        state.mine = 1
+        assert state.mine == 1
+        return state.pool
+
+    @celery.task
+    async def use(pool: Annotated[Any, Depends(pool)]) -> None: ...
+
+    async with working(celery):
+        with pytest.raises(
+            AttributeError, match=r"no 'pool'.*knows of no FastAPI app.*celeriac_fastapi_app = "
+        ):
+            await (await use.enqueue()).result(5)  # type: ignore[call-arg]
 
 
 async def test_a_request_stands_for_the_message(celery: Celery) -> None:
