@@ -24,6 +24,7 @@ __all__ = [
     "build",
     "dependency_stacks",
     "is_injected",
+    "needs_request",
     "overrides_of",
     "reads_request",
     "refusals",
@@ -103,6 +104,21 @@ def reads_request(dependant: Any) -> bool:
         or dependant.cookie_params
         or any(map(reads_request, dependant.dependencies))
     )
+
+
+def needs_request(dependency: Any) -> str | None:
+    """The name of a callable, the dependency or one below it, that takes a ``Request``, which a WebSocket has not.
+
+    FastAPI would call it without one.
+    """
+    return _needs_request(get_dependant(path="", call=dependency))
+
+
+def _needs_request(dependant: Any) -> str | None:
+    call = dependant.call
+    if dependant.request_param_name:
+        return getattr(call, "__qualname__", type(call).__qualname__)
+    return next(filter(None, map(_needs_request, dependant.dependencies)), None)
 
 
 def refusals(dependant: Any, *, own: bool = True) -> Iterator[Refusal]:

@@ -8,10 +8,20 @@ import pytest
 from fastapi import Depends, FastAPI, Header, Request, Security, params
 from fastapi.dependencies.models import Dependant
 from fastapi.dependencies.utils import get_dependant, solve_dependencies
+from fastapi.security import HTTPBearer
+from fastapi.testclient import TestClient
 from starlette.requests import HTTPConnection
 from starlette.websockets import WebSocket
 
-from celeriac.dependants import build, dependency_stacks, is_injected, overrides_of, refusals, solve
+from celeriac.dependants import (
+    build,
+    dependency_stacks,
+    is_injected,
+    needs_request,
+    overrides_of,
+    refusals,
+    solve,
+)
 
 
 def test_get_dependant_takes_a_path_and_a_call() -> None:
@@ -127,3 +137,34 @@ def test_only_an_app_has_overrides() -> None:
     assert overrides_of(app) is app
     assert app.dependency_overrides == {}
     assert overrides_of(object()) is None
+
+
+def test_fastapi_gives_no_request_to_a_dependency_of_a_web_socket() -> None:
+    def taker(request: Request) -> str:
+        return request.url.path
+
+    def below(path: Annotated[str, Depends(taker)]) -> str:
+        return path
+
+    def both(connection: HTTPConnection, x_user: Annotated[str, Header()]) -> str:
+        return x_user
+
+    assert needs_request(taker) == needs_request(below) == taker.__qualname__
+    assert needs_request(HTTPBearer()) is None
+    assert needs_request(both) is None
+    for wrong in (taker, below):
+        with pytest.raises(TypeError, match="request"):
+            _connect(wrong)
+    _connect(both)
+
+
+def _connect(dependency: Any) -> None:
+    app = FastAPI()
+
+    @app.websocket("/")
+    async def accept(websocket: WebSocket, _: Annotated[Any, Depends(dependency)]) -> None:
+        await websocket.accept()
+        await websocket.close()
+
+    with TestClient(app).websocket_connect("/", headers={"X-User": "ann"}):
+        pass

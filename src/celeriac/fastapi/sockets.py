@@ -4,15 +4,14 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from contextlib import AsyncExitStack
 from typing import TYPE_CHECKING, Annotated
 from urllib.parse import urlsplit
 
 from fastapi import APIRouter, Query, WebSocket, WebSocketDisconnect, params
-from fastapi.dependencies.models import Dependant
-from fastapi.dependencies.utils import get_dependant
 
+from celeriac.dependants import needs_request
 from celeriac.errors import CeleriacError
 from celeriac.fastapi import shutdown
 from celeriac.fastapi.access import Access
@@ -143,20 +142,9 @@ def _same_origin(websocket: WebSocket, origins: Sequence[str]) -> bool:
 
 
 def _unfit(dependencies: Sequence[params.Depends]) -> str | None:
-    """The name of a dependency that wants a Request, which a WebSocket is not; FastAPI would call it without one."""
-    for dependency in dependencies:
-        if dependency.dependency is None:
-            continue
-        for each in _flat(get_dependant(path="/{task_id}", call=dependency.dependency)):
-            if each.request_param_name is not None:
-                return getattr(each.call, "__qualname__", type(each.call).__qualname__)
-    return None
-
-
-def _flat(dependant: Dependant) -> Iterator[Dependant]:
-    yield dependant
-    for inner in dependant.dependencies:
-        yield from _flat(inner)
+    """The name of a dependency that no WebSocket can have."""
+    calls = [each.dependency for each in dependencies if each.dependency is not None]
+    return next(filter(None, map(needs_request, calls)), None)
 
 
 def _add_closed(router: APIRouter, unfit: str) -> None:
