@@ -4,7 +4,10 @@ from __future__ import annotations
 
 from typing import Any
 
-__all__ = ["TaskContext"]
+__all__ = ["CONTEXT", "TaskContext"]
+
+#: Where the request that a task's dependencies see has the task's context in its scope.
+CONTEXT = "celeriac.context"
 
 
 class TaskContext:

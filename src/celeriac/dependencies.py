@@ -106,7 +106,12 @@ def _graph(task: str, parameters: list[inspect.Parameter]) -> Any:
     try:
         dependant = build(task, parameters)
     except Exception as exc:
-        raise ConfigurationError(f"FastAPI cannot use the dependencies of the task {task}: {exc}") from exc
+        cure = (
+            " A dependency gets a TaskContext by Depends(task_context)." if "TaskContext" in str(exc) else ""
+        )
+        raise ConfigurationError(
+            f"FastAPI cannot use the dependencies of the task {task}: {exc}{cure}"
+        ) from exc
     for refusal in refusals(dependant):
         where = f"depends on {refusal.dependency}(), which takes" if refusal.dependency else "takes"
         raise ConfigurationError(

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any, NoReturn
 
 from celery.exceptions import Ignore, Reject, Retry
 
+from celeriac.context import CONTEXT, TaskContext
 from celeriac.dependencies import Injected
 from celeriac.errors import InvalidArguments
 from celeriac.webapp import WebApps
@@ -23,16 +24,19 @@ __all__ = ["DependencyScope", "is_decision"]
 class DependencyScope:
     """The dependencies of one attempt; nothing of it is shared with another.
 
-    ``headers`` are those of the message. ``close`` is called once, whether or not ``open`` came to its end, by the
-    asyncio task that has called ``open``.
+    ``headers`` are those of the message, ``context`` is the task's. ``close`` is called once, whether or not ``open``
+    came to its end, by the asyncio task that has called ``open``.
     """
 
-    __slots__ = ("_headers", "_injected", "_inner", "_outer", "_web_apps")
+    __slots__ = ("_context", "_headers", "_injected", "_inner", "_outer", "_web_apps")
 
-    def __init__(self, injected: Injected, web_apps: WebApps, headers: Mapping[str, Any]) -> None:
+    def __init__(
+        self, injected: Injected, web_apps: WebApps, headers: Mapping[str, Any], context: TaskContext
+    ) -> None:
         self._injected = injected
         self._web_apps = web_apps
         self._headers = headers
+        self._context = context
         self._outer: AsyncExitStack | None = None
         self._inner: AsyncExitStack | None = None
 
@@ -46,7 +50,8 @@ class DependencyScope:
         # An override may look at the request where what it stands for does not.
         looked_at = self._injected.reads_request or getattr(web.app, "dependency_overrides", None)
         headers = list(_raw_headers(self._headers)) if looked_at else []
-        request = _request(self._injected.task, web.app, web.fresh_state(), headers, stacks)
+        more = {"app": web.app, "state": web.fresh_state(), CONTEXT: self._context, **stacks}
+        request = _request(self._injected.task, headers, more)
         values, errors = await solve(self._injected.dependant, request, web.app, self._outer)
         if errors:
             raise InvalidArguments(_sentence(self._injected.task, errors), [dict(error) for error in errors])
@@ -95,13 +100,7 @@ def is_decision(error: BaseException) -> bool:
     return isinstance(error, (Retry, Ignore, Reject))
 
 
-def _request(
-    task: str,
-    app: Any,
-    state: dict[str, Any],
-    headers: list[tuple[bytes, bytes]],
-    stacks: Mapping[str, Any],
-) -> Request:
+def _request(task: str, headers: list[tuple[bytes, bytes]], more: Mapping[str, Any]) -> Request:
     from starlette.requests import Request
 
     path = f"/{task}"
@@ -119,9 +118,7 @@ def _request(
         "headers": headers,
         "client": None,
         "server": None,
-        "app": app,
-        "state": state,
-        **stacks,
+        **more,
     }
     return Request(scope, _no_body)
 

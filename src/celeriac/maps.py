@@ -16,6 +16,7 @@ from celery import current_task, signature
 from celeriac.compat import current_execution
 from celeriac.context import TaskContext
 from celeriac.dependency_scope import DependencyScope
+from celeriac.eager import EagerExecution
 from celeriac.task import Task
 
 __all__ = ["define_maps"]
@@ -58,11 +59,12 @@ async def _wait_for_each(task: Any, first: Awaitable[Any], calls: Sequence[Itera
 async def _call_each_injected(task: Task[..., Any], calls: Sequence[Iterable[Any]]) -> list[Any]:
     """One after the other, each between dependencies of its own; functions in threads."""
     headers = getattr(current_task.request, "message_headers", None) or current_task.request.headers or {}
-    contexts = dict.fromkeys(task.injected.contexts, TaskContext(current_execution()))
+    context = TaskContext(current_execution() or EagerExecution(task.name, current_task.request))
+    contexts = dict.fromkeys(task.injected.contexts, context)
     results = []
     for arguments in calls:
         args, kwargs = task.schema.place(tuple(arguments), contexts)
-        scope = DependencyScope(task.injected, task.app.web_apps, headers)
+        scope = DependencyScope(task.injected, task.app.web_apps, headers, context)
         results.append(await scope.around(partial(_call_one, task, args, kwargs)))
     return results
 

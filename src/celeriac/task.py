@@ -233,12 +233,12 @@ class Task(CeleryTask, Generic[P, R]):  # type: ignore[misc]
             args, kwargs = self.schema.load(args, kwargs)
         elif self.injected.contexts or self.injected.dependant:
             args, kwargs = self.schema.place(args, kwargs)
-        if wanted := self.injected.contexts:
-            kwargs = {**kwargs, **dict.fromkeys(wanted, TaskContext(EagerExecution(self.name, request)))}
+        context = TaskContext(EagerExecution(self.name, request))
+        kwargs = {**kwargs, **dict.fromkeys(self.injected.contexts, context)}
         if self.injected.dependant is None:
             value = run_to_end(self._body(args, kwargs))
         else:
-            value = self._call_between_dependencies(request, args, kwargs)
+            value = self._call_between_dependencies(request, args, kwargs, context)
         # Nobody but the caller gets the result of an eager call.
         return self.schema.dump_result(value) if validated and not request.is_eager else value
 
@@ -247,10 +247,10 @@ class Task(CeleryTask, Generic[P, R]):  # type: ignore[misc]
             return retrying(self, self._orig_run(*args, **kwargs))
         return self.run(*args, **kwargs)
 
-    def _call_between_dependencies(self, request: Any, args: Any, kwargs: Any) -> Any:
+    def _call_between_dependencies(self, request: Any, args: Any, kwargs: Any, context: TaskContext) -> Any:
         itself = retries_itself(self)
         function = self._orig_run if itself else self.run
-        scope = DependencyScope(self.injected, self.app.web_apps, request.headers or {})
+        scope = DependencyScope(self.injected, self.app.web_apps, request.headers or {}, context)
         with retries(self) if itself else contextlib.nullcontext():
             if not self.is_asynchronous:
                 return call_here(scope, lambda values: function(*args, **{**kwargs, **values}))

@@ -28,6 +28,7 @@ from tests.unit.sessions import (
 
 from celeriac import Celery, TaskContext
 from celeriac.errors import InvalidArguments
+from celeriac.fastapi.context import task_context
 from celeriac.task import Task
 from celeriac.worker.embedded import run_embedded
 
@@ -227,6 +228,23 @@ async def test_overrides_of_the_app_hold_for_its_tasks(celery: Celery) -> None:
         web.dependency_overrides.clear()
         await (await add.enqueue(2)).result(5)  # type: ignore[call-arg]
     assert log == ["fake adds 1", "open", "session adds 2", "commit", "close"]
+
+
+async def test_a_dependency_may_know_the_task(celery: Celery) -> None:
+    async def tracker(context: Annotated[TaskContext | None, Depends(task_context)]) -> str:
+        assert context is not None
+        context.progress(1, 2)
+        return context.id
+
+    @celery.task(bind=True)
+    async def tell(self: Task[..., Any], task_id: Annotated[str, Depends(tracker)]) -> bool:
+        return bool(task_id == self.request.id)
+
+    async with working(celery):
+        handle = await tell.enqueue()  # type: ignore[call-arg]
+        assert await handle.result(5)
+        assert [event.data async for event in handle.events() if event.kind == "progress"]
+    assert task_context(HTTPConnection({"type": "http"})) is None
 
 
 @pytest.mark.parametrize("kind", ["coroutine", "function"])

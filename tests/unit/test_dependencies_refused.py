@@ -7,7 +7,7 @@ from uuid import uuid4
 import pytest
 from fastapi import BackgroundTasks, Body, Cookie, Depends, Path, Query, Response, WebSocket
 
-from celeriac import Celery
+from celeriac import Celery, TaskContext
 from celeriac.dependencies import has_open_references, injected_parameters
 from celeriac.errors import ConfigurationError
 
@@ -104,6 +104,17 @@ async def test_what_fastapi_refuses_is_told_with_the_tasks_name(celery: Celery) 
     with pytest.raises(
         ConfigurationError, match=r"FastAPI cannot use the dependencies of the task shop\.work"
     ):
+        async with celery:
+            pass
+
+
+async def test_a_dependency_that_takes_a_task_context_is_told_how_to_get_one(celery: Celery) -> None:
+    def wants_context(context: TaskContext) -> None: ...
+
+    @celery.task(name="shop.work")
+    async def work(value: Annotated[None, Depends(wants_context)]) -> None: ...
+
+    with pytest.raises(ConfigurationError, match=r"Depends\(task_context\)"):
         async with celery:
             pass
 

@@ -78,7 +78,7 @@ class Interruptible:
 async def _end_in_error(execution: Execution, error: BaseException) -> None:
     execution.interrupt = None
     await absorb_cancellation(runner_of(execution))
-    if execution.stop is not None:
+    if execution.stop is not None and execution.stop is not error:
         raise execution.stop from error
 
 

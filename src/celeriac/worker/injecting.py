@@ -15,6 +15,7 @@ from typing import Any
 from celery.utils.log import get_logger
 
 from celeriac.autoretry import retrying
+from celeriac.context import TaskContext
 from celeriac.dependency_scope import DependencyScope, is_decision
 from celeriac.injected_calls import changed_variables, with_variables
 from celeriac.worker.coroutines import Limits, bound, run_coroutine
@@ -58,7 +59,10 @@ class _Attempt:
         self._loop = asyncio.get_running_loop()
         self._started = self._loop.time()
         self._scope = DependencyScope(
-            profile.injected, execution.task.app.web_apps, execution.message.headers
+            profile.injected,
+            execution.task.app.web_apps,
+            execution.message.headers,
+            TaskContext(execution),
         )
 
     async def run(self, call: Callable[[Any, Any], Awaitable[Any]], args: Any, kwargs: Any) -> Any:
