@@ -73,7 +73,11 @@ def main() -> None:
 
 def find_celery(app_path: str, celery_path: str | None) -> tuple[str, celery.Celery]:
     """The path of the Celery app that belongs to the ASGI app, and the app itself. Raises ProbeFailed."""
-    module, _ = load(app_path)
+    module, api = load(app_path)
+    if _is_celery(api):
+        raise ProbeFailed(
+            f"{app_path} is a Celery app. Name the API: celeriac dev MODULE:NAME --celery {celery_path or app_path}"
+        )
     if celery_path is not None:
         _, app = load(celery_path)
         if not _is_celery(app):

@@ -34,6 +34,12 @@ def test_celery_option_must_name_a_celery_app(folder: Path) -> None:
         find_celery("probe_option:app", "probe_option:app")
 
 
+def test_the_celery_app_is_not_the_api(folder: Path) -> None:
+    (folder / "probe_swapped.py").write_text("import celery\napp = celery.Celery('x')\n")
+    with pytest.raises(ProbeFailed, match=r"probe_swapped:app is a Celery app.*--celery probe_swapped:app"):
+        find_celery("probe_swapped:app", None)
+
+
 def test_a_syntax_error_shows_its_place_and_no_frame_of_ours(folder: Path) -> None:
     (folder / "probe_syntax.py").write_text("app = (\n")
     with pytest.raises(ProbeFailed) as caught:
