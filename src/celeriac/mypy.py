@@ -14,7 +14,7 @@ from typing import Any
 
 from mypy.nodes import Decorator, MypyFile
 from mypy.plugin import MethodContext, Plugin
-from mypy.types import Instance, Parameters, Type, get_proper_type
+from mypy.types import Instance, NoneType, Parameters, Type, UnionType, get_proper_type
 
 __all__ = ["plugin"]
 
@@ -72,6 +72,9 @@ def _without_injected(context: MethodContext) -> Type:
 
 def _is_special(annotation: Type) -> bool:
     kind = get_proper_type(annotation)
+    if isinstance(kind, UnionType):  # TaskContext | None
+        members = [each for each in kind.items if not isinstance(get_proper_type(each), NoneType)]
+        return len(members) == 1 and _is_special(members[0])
     return isinstance(kind, Instance) and any(base.fullname in _SPECIAL for base in kind.type.mro)
 
 

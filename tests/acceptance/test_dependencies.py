@@ -240,6 +240,21 @@ async def test_a_celery_app_in_a_module_of_its_own_has_the_app_that_it_is_told_o
     assert result == ("a pool" if path else "none")
 
 
+async def test_a_worker_with_a_task_that_cannot_run_does_not_start(apart: Depending) -> None:
+    tasks = apart.folder / "tasks.py"
+    more = (
+        "def page(skip: int) -> int: ...\n"
+        "@celery.task(name='main.list')\n"
+        "async def list_(page: Annotated[int, Depends(page)]) -> int: ...\n"
+    )
+    await asyncio.to_thread(tasks.write_text, await asyncio.to_thread(tasks.read_text) + more)
+    worker = apart.run("celery", "-A", "tasks.celery", "worker")
+    worker.wait_for_line(
+        r"The worker stops: The task main\.list depends on page\(\), which takes a query parameter \('skip'\)"
+    )
+    assert await asyncio.to_thread(worker.wait) == 1
+
+
 async def test_celeriac_dev_tells_its_worker(apart: Depending) -> None:
     port = str(free_port())
     dev = apart.run("celeriac", "dev", "main:app", "--port", port, "--no-reload", "--no-beat")

@@ -68,6 +68,10 @@ async def by_default(
     return ""
 
 @celery.task
+async def maybe(user: int, context: TaskContext | None) -> str:
+    return ""
+
+@celery.task
 async def plain(user: int, note: Annotated[str, "no dependency"]) -> str:
     return ""
 
@@ -78,6 +82,7 @@ async def calls() -> None:
     assert_type(await bound.enqueue(1), TaskHandle[str])
     assert_type(await alone.enqueue(), TaskHandle[None])
     assert_type(await by_default.enqueue(1), TaskHandle[str])
+    assert_type(await maybe.enqueue(1), TaskHandle[str])
     assert_type(await plain.enqueue(1, "a"), TaskHandle[str])
     await direct.enqueue("1")  # type: ignore[arg-type]
     await direct.enqueue(1, Session())  # type: ignore[call-arg]
