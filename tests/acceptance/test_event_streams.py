@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+import signal
 import socket
 import time
 from collections.abc import AsyncIterator, Callable, Iterator, Sequence
@@ -227,12 +228,7 @@ async def test_clients_that_never_read_are_cut_off_and_cost_no_memory(
             await anext(events)
         before = process.memory_info().rss
         for _ in range(30):
-            lazy = stack.enter_context(socket.socket())
-            lazy.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 8_192)
-            lazy.setblocking(False)
-            host, port = api.split(":")
-            await asyncio.get_running_loop().sock_connect(lazy, (host, int(port)))
-            await asyncio.get_running_loop().sock_sendall(lazy, handshake(path))
+            await connect_lazily(stack, api, path)
         await until(lambda: connections(process) == 32)
         following = [asyncio.create_task(count(events)) for events in readers]
         for _ in range(40):
@@ -243,6 +239,42 @@ async def test_clients_that_never_read_are_cut_off_and_cost_no_memory(
         assert process.memory_info().rss - before < 100_000_000
         await finish(store, "t1")
         assert await asyncio.gather(*following) == [402, 402]
+
+
+@on_both
+async def test_a_server_that_is_told_to_stop_waits_for_no_stream(
+    url: str, store: Store, launcher: Launcher
+) -> None:
+    port = free_port()
+    command = ("uvicorn", "streams_api:app", "--port", str(port))
+    process = launcher.start(command, cwd=APPS, env={"CELERY_BROKER_URL": url})
+    await asyncio.to_thread(wait_until_up, f"http://127.0.0.1:{port}/docs", process)
+    api = f"127.0.0.1:{port}"
+    await begin(store, "t1")
+    async with asyncio.timeout(60), AsyncExitStack() as stack:
+        readers = [await stack.enter_async_context(kind(api)) for kind in (sse, ws)]
+        for path in ("events", "ws"):
+            await connect_lazily(stack, api, path)
+        following = [asyncio.create_task(count(events)) for events in readers]
+        for _ in range(20):
+            await store.append_events([EventDraft("t1", "value", f'"{"x" * 100_000}"', time.time())] * 10)
+
+        process.terminate()
+
+        # By the signal, which uvicorn raises again when all is done.
+        assert await asyncio.to_thread(process.wait, 15) in (0, -signal.SIGTERM)
+        await asyncio.gather(*following, return_exceptions=True)
+        assert "Traceback" not in process.output
+
+
+async def connect_lazily(stack: AsyncExitStack, api: str, path: str) -> None:
+    """A client that asks, and never reads."""
+    lazy = stack.enter_context(socket.socket())
+    lazy.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 8_192)
+    lazy.setblocking(False)
+    host, port = api.split(":")
+    await asyncio.get_running_loop().sock_connect(lazy, (host, int(port)))
+    await asyncio.get_running_loop().sock_sendall(lazy, handshake(path))
 
 
 def handshake(path: str) -> bytes:

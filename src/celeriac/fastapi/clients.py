@@ -10,9 +10,11 @@ from __future__ import annotations
 import asyncio
 import logging
 from collections import deque
-from collections.abc import Awaitable, Callable, Iterator
+from collections.abc import Awaitable, Callable, Coroutine, Iterator
 from functools import partial
-from typing import Any
+from typing import Any, Self
+
+from celeriac.fastapi import shutdown
 
 __all__ = ["Client", "transport_of"]
 
@@ -32,10 +34,12 @@ _WRAPPERS = 100
 
 
 class Client:
-    """The receiving end of one stream.
+    """The receiving end of one stream: an async context, which ends when all is taken, or the client is dropped.
 
     Args:
         receive: the ASGI ``receive`` of the connection, behind which its transport is.
+        gone: ends when the client has gone.
+        stop: called when the client has gone.
         patience: seconds without taking anything after which the client is dropped.
         name: whose events they are, for the log.
         behind: called when the client falls behind.
@@ -44,6 +48,8 @@ class Client:
     __slots__ = (
         "_behind",
         "_done",
+        "_hurrying",
+        "_listening",
         "_name",
         "_patience",
         "_sending",
@@ -56,7 +62,14 @@ class Client:
     )
 
     def __init__(
-        self, receive: Callable[..., Any], patience: float, name: str, behind: Callable[[], None]
+        self,
+        receive: Callable[..., Any],
+        gone: Coroutine[Any, Any, None],
+        *,
+        stop: Callable[[object], None],
+        behind: Callable[[], None],
+        patience: float,
+        name: str,
     ) -> None:
         self.dropped = False
         self._transport = transport_of(receive)
@@ -69,6 +82,29 @@ class Client:
         self._since = 0.0
         self._timer: asyncio.TimerHandle | None = None
         self._done: asyncio.Future[None] | None = None
+        self._listening = asyncio.create_task(gone)
+        self._listening.add_done_callback(stop)
+        self._hurrying = shutdown.on_stop(self._hurry)
+
+    async def __aenter__(self) -> Self:
+        self._hurrying.__enter__()
+        return self
+
+    async def __aexit__(self, *exc: object) -> None:
+        try:
+            # A server that closes a connection waits until all is sent, and so must not be left alone with it.
+            await self._finish()
+        finally:
+            self._hurrying.__exit__(None, None, None)
+            if self._timer is not None:
+                self._timer.cancel()
+            self._listening.cancel()
+            await asyncio.wait([self._listening])
+
+    @property
+    def gone(self) -> bool:
+        """Whether the client has gone, or the server has closed the connection."""
+        return self._listening.done()
 
     async def send(self, sending: Awaitable[None], size: int) -> None:
         """Send ``size`` bytes; look at ``dropped`` afterwards."""
@@ -84,24 +120,19 @@ class Client:
         self._written += size
         self._look_after()
 
-    async def finish(self) -> None:
-        """Wait until the client has taken everything, or is dropped."""
+    async def _finish(self) -> None:
+        if self._transport is not None:
+            self._look_after()
         if self._timer is not None:
             self._done = asyncio.get_running_loop().create_future()
             await self._done
 
-    def hurry(self) -> None:
+    def _hurry(self) -> None:
         """Have less patience: the server has been told to stop."""
         self._patience = min(self._patience, _HURRY)
         if self._timer is not None:
             self._timer.cancel()
             self._look()
-
-    def close(self) -> None:
-        """Look no more."""
-        if self._timer is not None:
-            self._timer.cancel()
-            self._timer = None
 
     async def _send_blindly(self, sending: Awaitable[None]) -> None:
         try:
@@ -123,7 +154,7 @@ class Client:
     def _look(self) -> None:
         self._timer = None
         left, now = self._transport.get_write_buffer_size(), asyncio.get_running_loop().time()
-        if not left or self.dropped or self._transport.is_closing():
+        if not left or self.dropped:
             if self._done is not None and not self._done.done():
                 self._done.set_result(None)
             return

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import asyncio
+import contextlib
 import logging
 from collections.abc import Sequence
 from contextlib import AsyncExitStack
@@ -13,7 +13,6 @@ from fastapi import APIRouter, Query, WebSocket, WebSocketDisconnect, params
 
 from celeriac.dependants import needs_request
 from celeriac.errors import CeleriacError
-from celeriac.fastapi import shutdown
 from celeriac.fastapi.access import Access
 from celeriac.fastapi.clients import Client
 from celeriac.fastapi.errors import problem, problem_of
@@ -80,26 +79,24 @@ def add_socket(
 
 
 async def _tell(websocket: WebSocket, stream: EventStream, slow_client: float) -> None:
-    client = Client(websocket.receive, slow_client, stream.task_id, stream.forget)
-    gone = asyncio.create_task(_gone(websocket))
-    gone.add_done_callback(stream.stop)
-    try:
-        with shutdown.on_stop(client.hurry):
+    client = Client(
+        websocket.receive,
+        _gone(websocket),
+        stop=stream.stop,
+        behind=stream.forget,
+        patience=slow_client,
+        name=stream.task_id,
+    )
+    async with client:
+        with contextlib.suppress(WebSocketDisconnect):
             async for batch in stream:
                 for told in batch:
                     text = _format(told)
                     await client.send(websocket.send_text(text), len(text))
                     if client.dropped:
                         return
-            if not gone.done():
+            if not client.gone:
                 await client.send(websocket.close(_FINISHED if stream.ended else _GOING_AWAY), 0)
-            await client.finish()
-    except WebSocketDisconnect:
-        pass
-    finally:
-        client.close()
-        gone.cancel()
-        await asyncio.wait([gone])
 
 
 def _format(told: Told) -> str:

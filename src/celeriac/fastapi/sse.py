@@ -6,14 +6,13 @@ client besides the generator, which is most of what an idle stream costs, and ca
 
 from __future__ import annotations
 
-import asyncio
+import contextlib
 from typing import Any
 
 from fastapi.sse import format_sse_event
 from starlette.responses import StreamingResponse
 from starlette.types import Receive, Scope, Send
 
-from celeriac.fastapi import shutdown
 from celeriac.fastapi.clients import Client
 from celeriac.fastapi.stream import HEARTBEAT, EventStream, Told
 
@@ -48,18 +47,17 @@ class EventsResponse(StreamingResponse):
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         stream = self._stream
-        client = Client(receive, self._patience, stream.task_id, stream.forget)
-        gone = asyncio.create_task(_gone(receive))
-        gone.add_done_callback(stream.stop)
-        try:
-            with shutdown.on_stop(client.hurry):
+        client = Client(
+            receive,
+            _gone(receive),
+            stop=stream.stop,
+            behind=stream.forget,
+            patience=self._patience,
+            name=stream.task_id,
+        )
+        async with client:
+            with contextlib.suppress(OSError):  # some servers say in this way that the client has gone
                 await self._tell(client, send)
-        except OSError:
-            pass  # some servers say in this way that the client has gone
-        finally:
-            client.close()
-            gone.cancel()
-            await asyncio.wait([gone])
 
     async def _tell(self, client: Client, send: Send) -> None:
         start = {"type": "http.response.start", "status": self.status_code, "headers": self.raw_headers}
@@ -71,7 +69,6 @@ class EventsResponse(StreamingResponse):
             if client.dropped:
                 return
         await client.send(send({"type": "http.response.body", "body": b"", "more_body": False}), 0)
-        await client.finish()
 
 
 def _format(told: Told) -> bytes:
