@@ -44,6 +44,12 @@ class Celery(HasTasks):
     control_cls = "celeriac.synchronous:DurableControl"
     log_cls = "celeriac.worker.formats:Logging"
 
+    if TYPE_CHECKING:
+        # Celery's, which has no types: pyright calls them unknown otherwise, in every app.
+        conf: Any
+        tasks: Any
+        AsyncResult: Any
+
     def __init__(self, main: str | None = None, **options: Any) -> None:
         self._connections = Connections(self)
         #: The FastAPI app, for the dependencies of tasks: its overrides, its ``state``; in a worker its lifespan runs.

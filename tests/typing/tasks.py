@@ -12,6 +12,8 @@ from celeriac import Celery, Task, TaskContext, TaskHandle, TaskRecord, TaskRout
 from celeriac.propagation import owner, request_id
 
 celery = Celery("typing", broker="memory://typing")
+celery.conf.update(celeriac_propagate=["shop:tenant"])
+celery.conf.task_time_limit = 60
 
 
 @celery.task

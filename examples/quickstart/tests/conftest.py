@@ -4,12 +4,11 @@ from __future__ import annotations
 
 from collections.abc import AsyncIterator, Callable
 from pathlib import Path
-from typing import Any
 
 import pytest
 from httpx import ASGITransport, AsyncClient
 
-from celeriac.testing import InMemoryTasks
+from celeriac.testing import InMemory, InMemoryTasks
 from main import app
 from worker.celery_app import celery
 from worker.settings import settings
@@ -24,7 +23,7 @@ def _own_settings(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
 
 
 @pytest.fixture
-async def tasks(celery_in_memory: Callable[..., Any]) -> AsyncIterator[InMemoryTasks]:
+async def tasks(celery_in_memory: Callable[..., InMemory]) -> AsyncIterator[InMemoryTasks]:
     """Celery in this process's memory, and a worker on the test's event loop."""
     async with celery_in_memory(celery, app=app) as tasks:
         yield tasks
