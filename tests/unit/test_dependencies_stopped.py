@@ -118,6 +118,38 @@ async def test_a_cancel_stops_it_wherever_it_is(celery: Celery, where: str) -> N
         assert log == ["open", "rollback: TaskRevokedError", "close"]
 
 
+@pytest.mark.parametrize("kind", ["coroutine", "function"])
+@pytest.mark.parametrize("reason", ["cancel", "hard limit"])
+async def test_a_task_that_was_stopped_is_not_retried_by_autoretry(
+    celery: Celery, kind: str, reason: str
+) -> None:
+    running = asyncio.Event()
+    loop = asyncio.get_running_loop()
+
+    async def hangs(session: SessionDependency) -> None:
+        running.set()
+        await asyncio.sleep(10)
+
+    def hangs_in_a_thread(session: SessionDependency) -> None:
+        loop.call_soon_threadsafe(running.set)
+        pause = threading.Event()
+        for _ in range(100):
+            pause.wait(0.05)
+
+    limit = 0.2 if reason == "hard limit" else None
+    options: dict[str, Any] = {"autoretry_for": (Exception,), "retry_kwargs": {"countdown": 0}}
+    task: Any = celery.task(time_limit=limit, **options)(hangs if kind == "coroutine" else hangs_in_a_thread)
+    async with working(celery):
+        handle = await task.enqueue()
+        await asyncio.wait_for(running.wait(), 5)
+        if reason == "cancel":
+            assert await handle.cancel()
+        with pytest.raises(TaskRevoked if reason == "cancel" else Exception):
+            await handle.result(5)
+        assert await handle.state() == ("REVOKED" if reason == "cancel" else "FAILURE")
+    assert log.count("open") == 1
+
+
 async def test_a_shutdown_closes_what_is_open(celery: Celery) -> None:
     there = asyncio.Event()
 

@@ -14,7 +14,7 @@ from typing import Any
 
 from celery.utils.log import get_logger
 
-from celeriac.autoretry import retrying
+from celeriac.autoretry import retries
 from celeriac.context import TaskContext
 from celeriac.dependency_scope import DependencyScope, is_decision
 from celeriac.injected_calls import changed_variables, with_variables
@@ -42,9 +42,17 @@ async def invoke_injected(
     ``call`` calls the function on the loop; with a ``thread`` it is called there instead. Raises what the function
     raised, or a dependency; or ``execution.stop``.
     """
-    attempt = _Attempt(execution, profile, thread, limits).run(call, args, kwargs)
-    # Around all of it: what a dependency raises is to be retried as much as what the function raises.
-    return await (retrying(profile.task, attempt) if profile.autoretry else attempt)
+    attempt = _Attempt(execution, profile, thread, limits)
+    if not profile.autoretry:
+        return await attempt.run(call, args, kwargs)
+    try:
+        return await attempt.run(call, args, kwargs)
+    except BaseException:
+        if execution.stop is not None:  # others try it again, or nobody
+            raise
+        # Around all of it: what a dependency raises is to be retried as much as what the function raises.
+        with retries(profile.task):
+            raise
 
 
 class _Attempt:
