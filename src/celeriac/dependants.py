@@ -6,13 +6,17 @@ FastAPI fails there and not in a worker. Importing this file imports FastAPI.
 
 from __future__ import annotations
 
+import asyncio
 import inspect
+import logging
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import AsyncExitStack
+from contextlib import AbstractAsyncContextManager, AsyncExitStack
 from dataclasses import dataclass
-from typing import Annotated, Any, get_args, get_origin
+from typing import Annotated, Any, TypeVar, get_args, get_origin
 
+from anyio import CancelScope
 from fastapi import FastAPI, params
+from fastapi.concurrency import contextmanager_in_threadpool
 from fastapi.dependencies.utils import get_dependant, solve_dependencies
 from fastapi.security import SecurityScopes
 from starlette.background import BackgroundTasks
@@ -30,6 +34,10 @@ __all__ = [
     "refusals",
     "solve",
 ]
+
+logger = logging.getLogger("celeriac")
+
+T = TypeVar("T")
 
 #: What FastAPI fills in by its type alone: ``fastapi.dependencies.utils.add_non_field_param_to_dependency``.
 #: ``HTTPConnection`` is what both requests and web sockets are.
@@ -142,7 +150,7 @@ def dependency_stacks() -> tuple[dict[str, Any], AsyncExitStack, AsyncExitStack]
     The first stack is that of dependencies with ``scope="request"``, the default, which are closed last; the other that
     of those with ``scope="function"``.
     """
-    outer, inner = AsyncExitStack(), AsyncExitStack()
+    outer, inner = _Stack(), _Stack()
     return {"fastapi_inner_astack": outer, "fastapi_function_astack": inner}, outer, inner
 
 
@@ -163,3 +171,67 @@ async def solve(
         embed_body_fields=False,
     )
     return solved.values, solved.errors
+
+
+class _Stack(AsyncExitStack):
+    """Closes what a thread has opened, too, when nobody waited for it any more.
+
+    FastAPI opens a plain generator in a thread, which no cancellation stops: what comes of it would stay open.
+    """
+
+    async def enter_async_context(self, cm: AbstractAsyncContextManager[T]) -> T:
+        """As the base class does; what a thread opens is closed, whenever it has done it."""
+        if not _opens_in_thread(cm):
+            return await super().enter_async_context(cm)
+        scope = CancelScope()
+        entering = asyncio.create_task(_entered(cm, scope))
+        try:
+            value = await asyncio.shield(entering)
+        except BaseException:  # a limit's, too
+            if not _has_failed(entering):
+                scope.cancel()  # one that still waits for a thread does not open; one that has it comes to its end
+                closing = asyncio.create_task(_close_late(cm, entering))
+                _closing.add(closing)
+                closing.add_done_callback(_closing.discard)
+            raise
+        self.push_async_exit(cm)
+        return value
+
+
+#: What closes dependencies that were opened too late. The loop itself keeps no tasks alive.
+_closing: set[asyncio.Task[None]] = set()
+
+
+def _opens_in_thread(cm: Any) -> bool:
+    """Whether it is ``fastapi.concurrency.contextmanager_in_threadpool``, or that in a wrapper of FastAPI's.
+
+    ``contextlib`` keeps the function, and what it is called with, as ``func`` and ``args`` until it is entered.
+    """
+    while cm is not None:
+        if getattr(cm, "func", None) is contextmanager_in_threadpool.__wrapped__:  # type: ignore[attr-defined]
+            return True
+        cm = next(iter(getattr(cm, "args", ())), None)
+    return False
+
+
+async def _entered(cm: AbstractAsyncContextManager[T], scope: CancelScope) -> T:
+    with scope:
+        return await cm.__aenter__()
+    raise asyncio.CancelledError
+
+
+def _has_failed(entering: asyncio.Task[Any]) -> bool:
+    return entering.done() and (entering.cancelled() or entering.exception() is not None)
+
+
+async def _close_late(cm: AbstractAsyncContextManager[Any], entering: asyncio.Task[Any]) -> None:
+    await asyncio.wait((entering,))
+    if _has_failed(entering):
+        return
+    error = asyncio.CancelledError()
+    try:
+        await cm.__aexit__(type(error), error, None)
+    except asyncio.CancelledError:
+        return
+    except Exception:
+        logger.exception("A dependency that was opened too late failed in its clean-up")

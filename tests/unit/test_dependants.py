@@ -1,11 +1,13 @@
 """What FastAPI does not document, and ``celeriac/dependants.py`` relies on: an upgrade that changes it fails here."""
 
 import inspect
-from contextlib import AsyncExitStack
+from collections.abc import AsyncIterator, Iterator
+from contextlib import AsyncExitStack, asynccontextmanager, contextmanager
 from typing import Annotated, Any
 
 import pytest
 from fastapi import Depends, FastAPI, Header, Request, Security, params
+from fastapi.concurrency import contextmanager_in_threadpool
 from fastapi.dependencies.models import Dependant
 from fastapi.dependencies.utils import get_dependant, solve_dependencies
 from fastapi.security import HTTPBearer
@@ -13,6 +15,7 @@ from fastapi.testclient import TestClient
 from starlette.requests import HTTPConnection
 from starlette.websockets import WebSocket
 
+from celeriac import dependants
 from celeriac.dependants import (
     build,
     dependency_stacks,
@@ -168,3 +171,17 @@ def _connect(dependency: Any) -> None:
 
     with TestClient(app).websocket_connect("/", headers={"X-User": "ann"}):
         pass
+
+
+def test_what_opens_in_a_thread_is_told_apart() -> None:
+    def dependency() -> Iterator[None]:
+        yield
+
+    cm = contextmanager_in_threadpool(contextmanager(dependency)())
+    assert dependants._opens_in_thread(cm)
+    assert dependants._opens_in_thread(asynccontextmanager(_around)(cm))
+    assert not dependants._opens_in_thread(asynccontextmanager(_around)("something"))
+
+
+async def _around(inner: Any) -> AsyncIterator[None]:
+    yield

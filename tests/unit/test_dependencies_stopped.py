@@ -2,11 +2,12 @@
 
 import asyncio
 import threading
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Iterator
 from typing import Annotated, Any
 from uuid import uuid4
 
 import pytest
+from anyio.to_thread import current_default_thread_limiter
 from celery.exceptions import SoftTimeLimitExceeded
 from fastapi import Depends
 from tests.unit.sessions import (
@@ -233,3 +234,65 @@ async def test_a_soft_limit_is_raised_where_a_dependency_opens(celery: Celery) -
         with pytest.raises(Exception, match=r"SoftTimeLimitExceeded|^$"):
             await (await works.enqueue()).result(5)  # type: ignore[call-arg]
     assert log == ["open", "rollback: SoftTimeLimitExceeded", "close"]
+
+
+@pytest.mark.parametrize("how", ["cancelled", "soft limit", "hard limit"])
+async def test_what_a_thread_opens_too_late_is_closed(celery: Celery, how: str) -> None:
+    opening, go_on, closed = asyncio.Event(), threading.Event(), asyncio.Event()
+    loop = asyncio.get_running_loop()
+
+    def connect() -> Iterator[str]:
+        loop.call_soon_threadsafe(opening.set)
+        go_on.wait(10)
+        try:
+            yield "connection"
+        finally:
+            loop.call_soon_threadsafe(closed.set)
+
+    options: dict[str, Any] = {"soft limit": {"soft_time_limit": 0.2}, "hard limit": {"time_limit": 0.2}}
+    task: Any = celery.task(**options.get(how, {}))(_uses(connect))
+    async with working(celery):
+        handle = await task.enqueue()
+        await opening.wait()
+        if how == "cancelled":
+            await handle.cancel()
+        with pytest.raises(Exception, match=r"revoked|SoftTimeLimitExceeded|0\.2"):
+            await handle.result(5)
+        assert not closed.is_set()
+        go_on.set()
+        await asyncio.wait_for(closed.wait(), 5)
+    assert log == []
+
+
+async def test_what_waits_for_a_thread_when_it_is_cancelled_is_not_opened(celery: Celery) -> None:
+    current_default_thread_limiter().total_tokens = 1
+    opening, go_on = asyncio.Event(), threading.Event()
+    loop = asyncio.get_running_loop()
+
+    def connect() -> Iterator[str]:
+        log.append("open")
+        loop.call_soon_threadsafe(opening.set)
+        go_on.wait(10)
+        yield "connection"
+        log.append("close")
+
+    task: Any = celery.task(_uses(connect))
+    async with working(celery):
+        first = await task.enqueue()
+        await opening.wait()
+        second = await task.enqueue()
+        while (await second.record()).state != "STARTED":
+            await asyncio.sleep(0.01)
+        await second.cancel()
+        with pytest.raises(TaskRevoked):
+            await second.result(5)
+        go_on.set()
+        await first.result(5)
+    assert log == ["open", "ran", "close"]
+
+
+def _uses(connect: Any) -> Any:
+    async def uses(_: Annotated[str, Depends(connect)]) -> None:
+        log.append("ran")
+
+    return uses
