@@ -12,7 +12,13 @@ from threading import Lock
 from typing import Any, BinaryIO, TypeVar
 from weakref import WeakKeyDictionary
 
-from celeriac.errors import InvalidArguments, PublishTimeout, StorageUnavailable, UploadTooLarge
+from celeriac.errors import (
+    CeleriacError,
+    InvalidArguments,
+    PublishTimeout,
+    StorageUnavailable,
+    UploadTooLarge,
+)
 from celeriac.uploads.place import Place
 from celeriac.uploads.reference import PendingUpload, Reference, made_at
 
@@ -117,7 +123,7 @@ class Storage:
         for reference in references:
             try:
                 await self._run(partial(self.place.delete, task_id, reference))
-            except StorageUnavailable as exc:
+            except CeleriacError as exc:
                 logger.warning("An upload of task %s was not deleted: %s", task_id, exc)
 
     async def contents(self, before: float) -> list[tuple[str, str]]:
@@ -200,5 +206,5 @@ def _undone(undo: Callable[[Any], object], future: Any) -> None:
 def _quietly(function: Callable[[], object]) -> None:
     try:
         function()
-    except StorageUnavailable as exc:
+    except CeleriacError as exc:
         logger.warning("An upload was not deleted: %s", exc)

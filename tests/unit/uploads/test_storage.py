@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import io
+import sys
 import time
 from pathlib import Path
 from typing import Any
@@ -189,3 +190,13 @@ def test_settings_have_defaults() -> None:
     settings = Celery("unit", broker="memory://", set_as_current=False).settings
     assert settings.upload_url == str(Path("celery-uploads").absolute())
     assert (settings.upload_limit, settings.upload_storage_options) == (100_000_000, {})
+
+
+async def test_nothing_that_keeps_a_content_from_being_deleted_is_raised(
+    storage: Storage, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    await storage.discard("x" * 300, [Reference(new_key())])  # no such task can have one
+    monkeypatch.setitem(sys.modules, "fsspec.core", None)
+    await Storage("memory://elsewhere").discard("t1", [Reference(new_key())])
+    assert "at most 128 bytes" in caplog.text
+    assert "Uploads need fsspec" in caplog.text
