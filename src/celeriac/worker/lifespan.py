@@ -57,7 +57,7 @@ class _Lifespan:
         self._started = asyncio.Event()
         self._ending = asyncio.Event()
         self._task: asyncio.Task[None] | None = None
-        self.state: Mapping[str, Any] | None = None
+        self.state: Mapping[str, Any] = {}
 
     async def start(self, shutdown: Shutdown) -> None:
         """Run it up to where the app may serve. Raises ConfigurationError."""
@@ -90,7 +90,7 @@ class _Lifespan:
     async def _run(self) -> None:
         in_worker.set(True)
         async with self._app.router.lifespan_context(self._app) as state:
-            self.state = state
+            self.state = dict(state or {})  # as starlette takes it: what is no mapping fails here
             self._started.set()
             await self._ending.wait()
 
