@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import gc
+import os
+
 from fastapi import FastAPI
 
 from benchmarks.apps.letters import Accepted, Counter, Letter
@@ -12,6 +15,9 @@ __all__ = ["app", "celery"]
 celery = Celery("benchmark")
 app = FastAPI(lifespan=celery.lifespan)
 _accepted = Counter()
+
+if threshold := os.environ.get("BENCHMARK_GC_THRESHOLD"):
+    gc.set_threshold(int(threshold))
 
 #: As long as an id.
 _NO_TASK = "00000000-0000-7000-8000-000000000000"

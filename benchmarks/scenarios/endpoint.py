@@ -40,17 +40,37 @@ class _Contender:
     system: System
     app: str
     routes: tuple[str, ...]
-    ours: bool = True
+    #: Whether it is held against the bars.
+    barred: bool = True
+    #: Of Python's collector: how many more objects than were freed make it look; None leaves it to Python.
+    gc_threshold: int | None = None
+
+    @property
+    def name(self) -> str:
+        return (
+            self.system.name
+            if self.gc_threshold is None
+            else f"{self.system.name}, gc.set_threshold({self.gc_threshold:_})"
+        )
+
+    @property
+    def env(self) -> dict[str, str]:
+        return {} if self.gc_threshold is None else {"BENCHMARK_GC_THRESHOLD": str(self.gc_threshold)}
 
     def reason(self) -> str | None:
         """Why it cannot be measured here, or ``None``."""
         return why_no_load() or self.system.unavailable()
 
 
+_OURS = "benchmarks.apps.endpoint:app"
+_STOCK = "benchmarks.apps.stock_endpoint:app"
+
 _CONTENDERS = (
-    _Contender(NATIVE, "benchmarks.apps.endpoint:app", ("with",)),
-    _Contender(EMBEDDED, "benchmarks.apps.endpoint:app", ("with",)),
-    _Contender(STOCK, "benchmarks.apps.stock_endpoint:app", ("with-def", "with-async-def"), ours=False),
+    _Contender(NATIVE, _OURS, ("with",)),
+    _Contender(EMBEDDED, _OURS, ("with",)),
+    _Contender(NATIVE, _OURS, ("with",), barred=False, gc_threshold=10_000),
+    _Contender(EMBEDDED, _OURS, ("with",), barred=False, gc_threshold=10_000),
+    _Contender(STOCK, _STOCK, ("with-def", "with-async-def"), barred=False),
 )
 
 _TOLD = {
@@ -74,7 +94,7 @@ def measure(scale: Scale) -> Iterator[Row]:
         if contender in loads:
             yield from _rows(contender, loads[contender])
         else:
-            yield Skipped(_NAME, contender.system.name, str(contender.reason()))
+            yield Skipped(_NAME, contender.name, str(contender.reason()))
 
 
 def _round(contender: _Contender, loads: _Loads, number: int, seconds: float) -> None:
@@ -85,7 +105,7 @@ def _round(contender: _Contender, loads: _Loads, number: int, seconds: float) ->
     url = f"http://127.0.0.1:{port}"
     api = Command(("uvicorn", contender.app, "--port", str(port), "--log-level", "warning"))
     routes = [_WITHOUT, *contender.routes]
-    with contender.system.place() as place, running(api, place.env) as web:
+    with contender.system.place() as place, running(api, {**place.env, **contender.env}) as web:
         wait_until(web, lambda: _accepted(url) == 0, timeout=_START)
         for route in routes:
             put_load(f"{url}/{route}", clients=_CLIENTS, seconds=_WARM_UP)
@@ -133,7 +153,7 @@ def _accepted(url: str) -> int | None:
 
 
 def _rows(contender: _Contender, loads: _Loads) -> Iterator[Row]:
-    name = contender.system.name
+    name, barred = contender.name, contender.barred
     for route, runs in loads.items():
         what = _TOLD[route]
         yield Figure(_NAME, name, what, "requests/s", [run.rate for run in runs])
@@ -144,7 +164,7 @@ def _rows(contender: _Contender, loads: _Loads) -> Iterator[Row]:
         what = _TOLD[route]
         share = [mine.rate / other.rate for mine, other in pairs]
         yield Figure(
-            _NAME, name, f"{what}: requests/s, to without", "times", share, _SHARE if contender.ours else None
+            _NAME, name, f"{what}: requests/s, to without", "times", share, _SHARE if barred else None
         )
         later = [(mine.p99 - other.p99) * 1000 for mine, other in pairs]
-        yield Figure(_NAME, name, f"{what}: 99 %, later", "ms", later, _LATER if contender.ours else None)
+        yield Figure(_NAME, name, f"{what}: 99 %, later", "ms", later, _LATER if barred else None)
