@@ -9,9 +9,11 @@ from __future__ import annotations
 import asyncio
 import inspect
 import logging
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractAsyncContextManager, AsyncExitStack
 from dataclasses import dataclass
+from functools import partial
+from types import TracebackType
 from typing import Annotated, Any, TypeVar, get_args, get_origin
 
 from anyio import CancelScope
@@ -144,13 +146,15 @@ def refusals(dependant: Any, *, own: bool = True) -> Iterator[Refusal]:
         yield from refusals(sub, own=False)
 
 
-def dependency_stacks() -> tuple[dict[str, Any], AsyncExitStack, AsyncExitStack]:
+def dependency_stacks(
+    stopped_by: Callable[[], BaseException | None] = lambda: None,
+) -> tuple[dict[str, Any], AsyncExitStack, AsyncExitStack]:
     """What ``solve_dependencies`` wants to find in a request's scope, as ``fastapi.routing.request_response`` does it.
 
     The first stack is that of dependencies with ``scope="request"``, the default, which are closed last; the other that
-    of those with ``scope="function"``.
+    of those with ``scope="function"``. ``stopped_by`` says what the attempt was cancelled for.
     """
-    outer, inner = _Stack(), _Stack()
+    outer, inner = _Stack(stopped_by), _Stack(stopped_by)
     return {"fastapi_inner_astack": outer, "fastapi_function_astack": inner}, outer, inner
 
 
@@ -174,19 +178,39 @@ async def solve(
 
 
 class _Stack(AsyncExitStack):
-    """Closes what a thread has opened, too, when nobody waited for it any more.
+    """Closes what a thread has opened, too, when nobody waited for it any more; and tells dependencies why.
 
-    FastAPI opens a plain generator in a thread, which no cancellation stops: what comes of it would stay open.
+    FastAPI opens a plain generator in a thread, which no cancellation stops: what comes of it would stay open. And when
+    one dependency is stopped in its clean-up, those around it see ``stopped_by``, and no bare cancellation.
     """
+
+    def __init__(self, stopped_by: Callable[[], BaseException | None]) -> None:
+        super().__init__()
+        self._stopped_by = stopped_by
 
     async def enter_async_context(self, cm: AbstractAsyncContextManager[T]) -> T:
         """As the base class does; what a thread opens is closed, whenever it has done it."""
-        if not _opens_in_thread(cm):
-            return await super().enter_async_context(cm)
+        value = await (self._enter_in_thread(cm) if _opens_in_thread(cm) else cm.__aenter__())
+        self.push_async_exit(partial(self._exit, cm))
+        return value
+
+    async def _exit(
+        self,
+        cm: AbstractAsyncContextManager[Any],
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> bool | None:
+        if isinstance(error, asyncio.CancelledError) and (stop := self._stopped_by()) is not None:
+            kind, error, trace = type(stop), stop, stop.__traceback__
+        return await cm.__aexit__(kind, error, trace)
+
+    @staticmethod
+    async def _enter_in_thread(cm: AbstractAsyncContextManager[T]) -> T:
         scope = CancelScope()
         entering = asyncio.create_task(_entered(cm, scope))
         try:
-            value = await asyncio.shield(entering)
+            return await asyncio.shield(entering)
         except BaseException:  # a limit's, too
             if not _has_failed(entering):
                 scope.cancel()  # one that still waits for a thread does not open; one that has it comes to its end
@@ -194,8 +218,6 @@ class _Stack(AsyncExitStack):
                 _closing.add(closing)
                 closing.add_done_callback(_closing.discard)
             raise
-        self.push_async_exit(cm)
-        return value
 
 
 #: What closes dependencies that were opened too late. The loop itself keeps no tasks alive.

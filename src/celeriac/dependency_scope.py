@@ -24,19 +24,26 @@ __all__ = ["DependencyScope", "is_decision"]
 class DependencyScope:
     """The dependencies of one attempt; nothing of it is shared with another.
 
-    ``headers`` are those of the message, ``context`` is the task's. ``close`` is called once, whether or not ``open``
+    ``headers`` are those of the message, ``context`` is the task's; ``stopped_by`` says what the asyncio task that has
+    called ``open`` was cancelled for. ``close`` is called once, whether or not ``open``
     came to its end, by the asyncio task that has called ``open``.
     """
 
-    __slots__ = ("_context", "_headers", "_injected", "_inner", "_outer", "_web_apps")
+    __slots__ = ("_context", "_headers", "_injected", "_inner", "_outer", "_stopped_by", "_web_apps")
 
     def __init__(
-        self, injected: Injected, web_apps: WebApps, headers: Mapping[str, Any], context: TaskContext
+        self,
+        injected: Injected,
+        web_apps: WebApps,
+        headers: Mapping[str, Any],
+        context: TaskContext,
+        stopped_by: Callable[[], BaseException | None] = lambda: None,
     ) -> None:
         self._injected = injected
         self._web_apps = web_apps
         self._headers = headers
         self._context = context
+        self._stopped_by = stopped_by
         self._outer: AsyncExitStack | None = None
         self._inner: AsyncExitStack | None = None
 
@@ -46,7 +53,7 @@ class DependencyScope:
         from celeriac.dependants import dependency_stacks, solve
 
         web = self._web_apps.current()
-        stacks, self._outer, self._inner = dependency_stacks()
+        stacks, self._outer, self._inner = dependency_stacks(self._stopped_by)
         # An override may look at the request where what it stands for does not.
         looked_at = self._injected.reads_request or getattr(web.app, "dependency_overrides", None)
         headers = list(_raw_headers(self._headers)) if looked_at else []

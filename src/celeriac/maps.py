@@ -59,12 +59,17 @@ async def _wait_for_each(task: Any, first: Awaitable[Any], calls: Sequence[Itera
 async def _call_each_injected(task: Task[..., Any], calls: Sequence[Iterable[Any]]) -> list[Any]:
     """One after the other, each between dependencies of its own; functions in threads."""
     headers = getattr(current_task.request, "message_headers", None) or current_task.request.headers or {}
-    context = TaskContext(current_execution() or EagerExecution(task.name, current_task.request))
+    execution = current_execution()
+    context = TaskContext(execution or EagerExecution(task.name, current_task.request))
     contexts = dict.fromkeys(task.injected.contexts, context)
+
+    def stopped_by() -> BaseException | None:
+        return None if execution is None else execution.stop
+
     results = []
     for arguments in calls:
         args, kwargs = task.schema.place(tuple(arguments), contexts)
-        scope = DependencyScope(task.injected, task.app.web_apps, headers, context)
+        scope = DependencyScope(task.injected, task.app.web_apps, headers, context, stopped_by)
         results.append(await scope.around(partial(_call_one, task, args, kwargs)))
     return results
 

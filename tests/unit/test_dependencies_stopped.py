@@ -236,6 +236,25 @@ async def test_a_soft_limit_is_raised_where_a_dependency_opens(celery: Celery) -
     assert log == ["open", "rollback: SoftTimeLimitExceeded", "close"]
 
 
+@pytest.mark.parametrize("fails", [False, True])
+async def test_a_dependency_sees_why_the_clean_up_inside_it_was_stopped(celery: Celery, fails: bool) -> None:
+    async def slow(session: SessionDependency) -> AsyncIterator[None]:
+        try:
+            yield
+        finally:
+            await asyncio.sleep(10)
+
+    @celery.task(time_limit=0.3)
+    async def works(_: Annotated[None, Depends(slow)]) -> None:
+        if fails:
+            raise ValueError("failed")
+
+    async with working(celery):
+        with pytest.raises(Exception, match=r"0\.3"):
+            await (await works.enqueue()).result(5)  # type: ignore[call-arg]
+    assert log == ["open", "rollback: TimeLimitExceeded", "close"]
+
+
 @pytest.mark.parametrize("how", ["cancelled", "soft limit", "hard limit"])
 async def test_what_a_thread_opens_too_late_is_closed(celery: Celery, how: str) -> None:
     opening, go_on, closed = asyncio.Event(), threading.Event(), asyncio.Event()

@@ -71,6 +71,7 @@ class _Attempt:
             execution.task.app.web_apps,
             execution.message.headers,
             TaskContext(execution),
+            lambda: execution.stop,
         )
 
     async def run(self, call: Callable[[Any, Any], Awaitable[Any]], args: Any, kwargs: Any) -> Any:
