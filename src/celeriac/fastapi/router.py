@@ -75,6 +75,7 @@ class TasksRouter(APIRouter):
         self._longest_wait = longest_wait
         self._open = bool(dependencies) or owner is not None or insecure
         self._access = Access.to(celery, owner)
+        self._exposed: dict[str, str] = {}
         if records:
             self._add_records()
             self._add_events(heartbeat, slow_client, websocket_origins)
@@ -188,9 +189,12 @@ class TasksRouter(APIRouter):
         more: Mapping[int | str, dict[str, Any]],
         shared: dict[str, Any],
     ) -> None:
+        mine, path = exposed.task.name, exposed.path.rstrip("/")
+        if (other := self._exposed.setdefault(path, mine)) != mine:
+            raise ConfigurationError(f"{mine} cannot be exposed under {path!r}: that is the path of {other}.")
         status, takes_files = exposed.telling(), exposed.task.schema.takes_files
         self.add_api_route(
-            f"{exposed.path.rstrip('/')}/{{task_id}}",
+            f"{path}/{{task_id}}",
             status,
             methods=["GET"],
             name=f"get_{name}",

@@ -45,6 +45,21 @@ def fields(app: FastAPI, model: str) -> list[str]:
     return list(app.openapi()["components"]["schemas"][model]["properties"])
 
 
+def test_two_tasks_do_not_share_a_path(shop: Celery) -> None:
+    @shop.task(name="first")
+    async def first() -> None: ...
+
+    @shop.task(name="second")
+    async def second() -> None: ...
+
+    router = shop.router(insecure=True)
+    router.expose(first, "/reports")
+    with pytest.raises(
+        ConfigurationError, match="second cannot be exposed under '/reports'.*the path of first"
+    ):
+        router.expose(second, "/reports/")
+
+
 def test_dependencies_are_no_part_of_the_body(shop: Celery) -> None:
     @shop.task
     async def send(
