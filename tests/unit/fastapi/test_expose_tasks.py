@@ -55,7 +55,7 @@ def test_two_tasks_do_not_share_a_path(shop: Celery) -> None:
     router = shop.router(insecure=True)
     router.expose(first, "/reports")
     with pytest.raises(
-        ConfigurationError, match="second cannot be exposed under '/reports'.*the path of first"
+        ConfigurationError, match=r"second cannot be exposed under '/reports'.*the path of first"
     ):
         router.expose(second, "/reports/")
 
