@@ -28,7 +28,16 @@ from pydantic_core import to_jsonable_python
 
 from celeriac.protocol import codec
 
-__all__ = ["ANY", "Converter", "converter_of", "evaluate", "resolve", "result_annotation", "signature_of"]
+__all__ = [
+    "ANY",
+    "LOADED",
+    "Converter",
+    "converter_of",
+    "evaluate",
+    "resolve",
+    "result_annotation",
+    "signature_of",
+]
 
 _logger = logging.getLogger(__name__)
 
@@ -39,9 +48,9 @@ _AWAITABLES = (abc.Coroutine, abc.Awaitable)
 
 # Arguments travel under their fields' names, which always lead back; aliases are what other clients may send.
 _DUMPED: dict[str, Any] = {"mode": "json", "by_alias": False, "round_trip": True}
-_LOADED: dict[str, Any] = {"by_alias": True, "by_name": True}
+LOADED: dict[str, Any] = {"by_alias": True, "by_name": True}
 if tuple(map(int, pydantic.VERSION.split(".")[:2])) < (2, 11):  # pragma: no cover - has no by_name
-    _DUMPED, _LOADED = {**_DUMPED, "by_alias": True}, {}
+    _DUMPED, LOADED = {**_DUMPED, "by_alias": True}, {}
 
 
 class Converter:
@@ -85,11 +94,11 @@ class Converter:
         if self.adapter is None or type(value) in self.exact or type(value) in self.open:
             return value
         try:
-            return self.adapter.validate_python(value, **_LOADED)
+            return self.adapter.validate_python(value, **LOADED)
         except ValidationError as exc:
             # Strict types take text for a time or a UUID only where they know that it is JSON.
             try:
-                return self.adapter.validate_json(codec.dumps(value), **_LOADED)
+                return self.adapter.validate_json(codec.dumps(value), **LOADED)
             except (ValidationError, TypeError, ValueError):
                 raise exc from None
 

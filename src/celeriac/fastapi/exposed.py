@@ -16,6 +16,7 @@ from pydantic.errors import PydanticInvalidForJsonSchema
 from pydantic_core import PydanticSerializationError
 
 from celeriac import propagation
+from celeriac.annotations import LOADED
 from celeriac.eager import runs_eagerly
 from celeriac.errors import InvalidArguments, PublishTimeout, TaskNotFound
 from celeriac.fastapi.access import Access
@@ -231,7 +232,7 @@ def _status(model: type[TaskStatus[Any]], record: TaskRecord) -> bytes:
     }
     try:
         # Read and written by the type: records hold fields by their names, and clients know them by their aliases.
-        text = model.model_validate(known, from_attributes=True).model_dump_json(by_alias=True)
+        text = model.model_validate(known, from_attributes=True, **LOADED).model_dump_json(by_alias=True)
     except (ValidationError, PydanticSerializationError):
         # Another release of the task has returned it, or its error has what cannot be written.
         status = TaskStatus[Any].model_validate(known, from_attributes=True)
