@@ -41,11 +41,10 @@ class Access:
 
         async def find(task_id: str, caller: str | None) -> TaskRecord:
             found = (await celery.store.get([task_id])).get(task_id)
-            if found is None:
+            # Somebody else's task is as unknown as one that never was, and takes as long to be: an id must not be
+            # found by trying.
+            if found is None or (caller is not None and found.owner != caller):
                 raise await _missing(celery.store, task_id, caller)
-            # Somebody else's task is as unknown as one that never was: an id must not be found by trying.
-            if caller is not None and found.owner != caller:
-                raise TaskNotFound(task_id=task_id)
             return found
 
         async def record(task_id: str, caller: str | None = caller) -> TaskRecord:
