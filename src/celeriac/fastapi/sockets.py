@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import logging
 from collections.abc import Sequence
-from contextlib import AsyncExitStack
+from contextlib import AsyncExitStack, suppress
 from typing import TYPE_CHECKING, Annotated
 from urllib.parse import urlsplit
 
@@ -128,8 +128,9 @@ def _same_origin(websocket: WebSocket, origins: Sequence[str]) -> bool:
     origin = websocket.headers.get("origin")
     if origin is None or "*" in origins or origin in origins:
         return True
-    if urlsplit(origin).netloc == websocket.headers.get("host"):
-        return True
+    with suppress(ValueError):  # no URL at all
+        if urlsplit(origin).netloc == websocket.headers.get("host"):
+            return True
     _log.warning(
         "refused a WebSocket to a page of %r, which is not %r: celery.router(websocket_origins=[…]) lets it in",
         origin,

@@ -262,7 +262,8 @@ async def test_a_page_of_another_site_may_not_use_its_visitors_cookies(
         for origin in (f"http://127.0.0.1:{server.port}", "https://shop.example", None):
             async with socket(server, origin=origin) as ws:
                 await ws.until("end")
-        for origin in ("https://evil.example", "null", f"http://127.0.0.1:{server.port}.evil.example"):
+        evil = f"http://127.0.0.1:{server.port}.evil.example"
+        for origin in ("https://evil.example", "null", "http://[", evil):
             with pytest.raises(InvalidStatus) as refused:
                 async with socket(server, origin=origin):
                     pass
