@@ -10,8 +10,19 @@ from typing import Annotated, Any, Union, get_args, get_origin
 
 from fastapi import Body
 from fastapi.exceptions import RequestValidationError
-from pydantic import BaseModel, ConfigDict, Field, SecretBytes, SecretStr, TypeAdapter, create_model
+from pydantic import (
+    BaseModel,
+    ConfigDict,
+    Field,
+    PlainSerializer,
+    SecretBytes,
+    SecretStr,
+    TypeAdapter,
+    WrapSerializer,
+    create_model,
+)
 from pydantic.errors import PydanticInvalidForJsonSchema, PydanticUserError
+from pydantic.fields import FieldInfo
 
 from celeriac.errors import ConfigurationError
 from celeriac.task import Task
@@ -146,16 +157,46 @@ def annotation_of(
         ) from exc
     if _is_secret(annotation):
         raise ConfigurationError(
-            f"{where} is a secret, which would stand in the message and in the task's record;"
+            f"{where} is a secret or has one in it, which would arrive as asterisks;"
             " let the task take what the secret is found by."
+        )
+    if _is_fields_default(annotation, parameter.default):
+        raise ConfigurationError(
+            f"{where} has its default inside of a Field(), where Python, which calls the task, does not look;"
+            " write it after the = by itself, and what else is said of the parameter in Annotated[…]."
         )
     return annotation
 
 
-def _is_secret(annotation: Any) -> bool:
+def _is_secret(annotation: Any, within: tuple[type, ...] = ()) -> bool:
     if isinstance(annotation, type) and issubclass(annotation, (SecretStr, SecretBytes)):
         return True
-    return any(map(_is_secret, get_args(annotation)))
+    if isinstance(annotation, type) and issubclass(annotation, BaseModel):
+        inner = () if annotation in within else _as_they_are(annotation)
+        return any(_is_secret(each, (*within, annotation)) for each in inner)
+    return any(_is_secret(each, within) for each in get_args(annotation))
+
+
+def _as_they_are(model: type[BaseModel]) -> list[Any]:
+    """What annotates the fields that the model has no word of its own for when it is written."""
+    decorators = model.__pydantic_decorators__
+    if decorators.model_serializers:
+        return []
+    told = {name for each in decorators.field_serializers.values() for name in each.info.fields}
+    return [
+        field.annotation
+        for name, field in model.model_fields.items()
+        if not {name, "*"} & told
+        and not any(isinstance(each, (PlainSerializer, WrapSerializer)) for each in field.metadata)
+    ]
+
+
+def _is_fields_default(annotation: Any, default: Any) -> bool:
+    if isinstance(default, FieldInfo):
+        return True
+    found = get_args(annotation)[1:] if get_origin(annotation) is Annotated else ()
+    infos = [each for each in found if isinstance(each, FieldInfo)]
+    return default is _Kind.empty and not all(each.is_required() for each in infos)
 
 
 def _is_model(annotation: Any) -> bool:

@@ -7,7 +7,7 @@ from typing import Annotated, Any
 
 import pytest
 from fastapi import APIRouter, Depends, FastAPI, Header, HTTPException, Response
-from pydantic import BaseModel, ConfigDict, Field, SecretStr
+from pydantic import BaseModel, ConfigDict, Field, PlainSerializer, SecretStr, field_serializer
 
 from celeriac import Celery, TaskContext
 from celeriac.errors import BrokerUnavailable, ConfigurationError, PublishTimeout
@@ -23,7 +23,7 @@ class Order(BaseModel):
 class Report(BaseModel):
     model_config = ConfigDict(serialize_by_alias=False)
 
-    rows: int
+    rows: Annotated[int, Field(alias="rowCount")]
     title: Annotated[str, Field(serialization_alias="reportTitle")] = ""
 
 
@@ -42,7 +42,7 @@ async def build_report(
     since: date | None = None,
 ) -> Report:
     """Count the rows of a customer."""
-    return Report(rows=limit)
+    return Report(rowCount=limit)
 
 
 async def test_a_post_enqueues_the_task_and_says_where_to_ask(client: Any, celery: Celery) -> None:
@@ -223,10 +223,44 @@ class Session:
     """What no JSON can be."""
 
 
+class Login(BaseModel):
+    password: SecretStr
+
+
+class Logins(BaseModel):
+    logins: dict[str, Login]
+    again: Logins | None = None
+
+
+class Said(BaseModel):
+    password: SecretStr
+    pin: Annotated[SecretStr, PlainSerializer(lambda it: it.get_secret_value())]
+
+    @field_serializer("password")
+    def say(self, password: SecretStr) -> str:
+        return password.get_secret_value()
+
+
+async def unlock(said: Said) -> None: ...
+
+
+async def test_a_model_that_says_how_its_secrets_are_written_is_taken(client: Any, celery: Celery) -> None:
+    http = client(exposing(celery, unlock))
+
+    accepted = await http.post("/tasks/reports", json={"password": "a", "pin": "1"})
+
+    record = (await celery.store.get([accepted.json()["task_id"]])).popitem()[1]
+    assert record.kwargs == {"said": {"password": "a", "pin": "1"}}
+
+
 async def variadic(*names: str) -> None: ...
 async def open_ended(**options: str) -> None: ...
 async def opaque(session: Session) -> None: ...
 async def secretive(password: SecretStr | None = None) -> None: ...
+async def hiding(who: Login, more: Login | None = None) -> None: ...
+async def deeply_hiding(all_of_them: list[Logins]) -> None: ...
+async def defaulting(days: int = Field(3, gt=1)) -> None: ...
+async def making(rows: Annotated[list[int], Field(default_factory=list)]) -> None: ...
 async def unresolved(later: Later) -> None: ...  # type: ignore[name-defined]  # noqa: F821
 
 
@@ -237,6 +271,10 @@ async def unresolved(later: Later) -> None: ...  # type: ignore[name-defined]  #
         (open_ended, r"parameter \*\*options has no place in a (JSON )?body"),
         (opaque, r"parameter session is of a type that no JSON describes .*make it a dependency"),
         (secretive, r"parameter password is a secret"),
+        (hiding, r"parameter who is a secret or has one in it"),
+        (deeply_hiding, r"parameter all_of_them is a secret or has one in it"),
+        (defaulting, r"parameter days has its default inside of a Field.*write it after the ="),
+        (making, r"parameter rows has its default inside of a Field"),
         (unresolved, r"parameter later is annotated with 'Later', which cannot be resolved"),
     ],
 )
@@ -279,7 +317,7 @@ async def test_the_result_is_in_the_tasks_own_type(client: Any, celery: Celery, 
         "error": None,
     }
     assert finished.status_code == 200
-    assert finished.json()["result"] == {"rows": 3, "reportTitle": "Q1"}
+    assert finished.json()["result"] == {"rowCount": 3, "reportTitle": "Q1"}
     assert "retry-after" not in finished.headers
     assert finished.headers["cache-control"] == "no-store"
 
