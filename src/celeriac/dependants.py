@@ -9,7 +9,7 @@ from __future__ import annotations
 import asyncio
 import inspect
 import logging
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Coroutine, Iterator, Mapping, Sequence
 from contextlib import AbstractAsyncContextManager, AsyncExitStack
 from dataclasses import dataclass
 from functools import partial
@@ -190,20 +190,23 @@ class _Stack(AsyncExitStack):
 
     async def enter_async_context(self, cm: AbstractAsyncContextManager[T]) -> T:
         """As the base class does; what a thread opens is closed, whenever it has done it."""
-        value = await (self._enter_in_thread(cm) if _opens_in_thread(cm) else cm.__aenter__())
-        self.push_async_exit(partial(self._exit, cm))
+        threaded = _opens_in_thread(cm)
+        value = await (self._enter_in_thread(cm) if threaded else cm.__aenter__())
+        self.push_async_exit(partial(self._exit, cm, threaded))
         return value
 
     async def _exit(
         self,
         cm: AbstractAsyncContextManager[Any],
+        threaded: bool,
         kind: type[BaseException] | None,
         error: BaseException | None,
         trace: TracebackType | None,
     ) -> bool | None:
         if isinstance(error, asyncio.CancelledError) and (stop := self._stopped_by()) is not None:
             kind, error, trace = type(stop), stop, stop.__traceback__
-        return await cm.__aexit__(kind, error, trace)
+        leaving = cm.__aexit__(kind, error, trace)
+        return await (_waited_for(leaving) if threaded else leaving)
 
     @staticmethod
     async def _enter_in_thread(cm: AbstractAsyncContextManager[T]) -> T:
@@ -240,6 +243,19 @@ async def _entered(cm: AbstractAsyncContextManager[T], scope: CancelScope) -> T:
     with scope:
         return await cm.__aenter__()
     raise asyncio.CancelledError
+
+
+async def _waited_for(leaving: Coroutine[Any, Any, T]) -> T:
+    """Wait for a clean-up in a thread, even when that is cancelled, once: the thread uses what is to be closed next."""
+    closing = asyncio.create_task(leaving)
+    try:
+        return await asyncio.shield(closing)
+    except BaseException:
+        if not closing.done():
+            await asyncio.wait((closing,))
+        if not closing.cancelled():
+            closing.exception()  # who was stopped ends in that
+        raise
 
 
 def _has_failed(entering: asyncio.Task[Any]) -> bool:

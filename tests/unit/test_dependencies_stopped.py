@@ -255,6 +255,25 @@ async def test_a_dependency_sees_why_the_clean_up_inside_it_was_stopped(celery: 
     assert log == ["open", "rollback: TimeLimitExceeded", "close"]
 
 
+@pytest.mark.parametrize("limit", ["time_limit", "soft_time_limit"])
+async def test_nothing_is_closed_while_a_thread_still_uses_it(celery: Celery, limit: str) -> None:
+    stopped = threading.Event()
+
+    def unit_of_work(session: SessionDependency) -> Iterator[None]:
+        yield
+        stopped.wait(0.6)
+        session.add(1)
+
+    @celery.task(**{limit: 0.2})
+    async def works(_: Annotated[None, Depends(unit_of_work)]) -> None: ...
+
+    async with working(celery):
+        with pytest.raises(Exception, match=r"SoftTimeLimitExceeded|0\.2"):
+            await (await works.enqueue()).result(5)  # type: ignore[call-arg]
+    name = "TimeLimitExceeded" if limit == "time_limit" else "SoftTimeLimitExceeded"
+    assert log == ["open", "session adds 1", f"rollback: {name}", "close"]
+
+
 @pytest.mark.parametrize("how", ["cancelled", "soft limit", "hard limit"])
 async def test_what_a_thread_opens_too_late_is_closed(celery: Celery, how: str) -> None:
     opening, go_on, closed = asyncio.Event(), threading.Event(), asyncio.Event()
