@@ -177,10 +177,13 @@ def add_handlers(app: FastAPI) -> None:
     """Let a whole app answer our errors as problems, so that its own routes need no ``try`` around ``enqueue``.
 
     What ``.delay()`` raises when there is no broker is Celery's own error, and answers like ours. An exception handler
-    that the app already has for one of them stays.
+    that the app already has for one of them, or for a class of them, stays.
     """
+    theirs = {kind for kind, handler in app.exception_handlers.items() if handler is not _handle}
     for kind, handler in {**dict.fromkeys(_KINDS, _handle), OperationalError: _handle_stock}.items():
-        if kind not in app.exception_handlers:
+        # Their handler of Exception or OSError is for what nobody expects.
+        ours = (each for each in kind.__mro__ if each is kind or issubclass(each, errors.CeleriacError))
+        if theirs.isdisjoint(ours):
             app.add_exception_handler(kind, handler)
 
 

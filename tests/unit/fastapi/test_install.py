@@ -4,7 +4,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from fastapi import FastAPI
+from fastapi import FastAPI, Request, Response
 
 from celeriac import Celery, errors
 from celeriac.errors import ConfigurationError
@@ -64,3 +64,30 @@ async def test_calling_it_again_while_the_app_serves_is_harmless(client: Any, ce
     await client(app).get("/")
 
     celery.install(app)
+
+
+@pytest.mark.parametrize("kind", [errors.CeleriacError, errors.StoreError, errors.StoreUnavailable])
+async def test_what_the_app_does_about_a_class_of_errors_stays(client: Any, celery: Any, kind: Any) -> None:
+    app = FastAPI()
+
+    @app.exception_handler(kind)
+    async def mine(_request: Request, _exc: Exception) -> Response:
+        return Response(status_code=418)
+
+    @app.exception_handler(OSError)
+    @app.exception_handler(Exception)
+    async def unexpected(_request: Request, _exc: Exception) -> Response:
+        return Response(status_code=500)
+
+    @app.get("/{name}")
+    async def fails(name: str) -> None:
+        raise getattr(errors, name)
+
+    celery.install(app)
+    celery.install(app)
+    http = client(app)
+
+    assert (await http.get("/StoreUnavailable")).status_code == 418
+    assert (await http.get("/BrokerUnavailable")).status_code == (
+        418 if kind is errors.CeleriacError else 503
+    )
