@@ -13,12 +13,12 @@ import logging
 import time
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, TypeVar
 
 from fastapi import Header
 
 from celeriac.calls import new_id
-from celeriac.errors import KeyReused, PublishTimeout, StoreError
+from celeriac.errors import KeyReused, PublishTimeout, StoreError, StoreUnavailable
 from celeriac.stores.base import Store
 from celeriac.stores.keys import KeyClaim
 from celeriac.stores.records import TaskRecord
@@ -34,6 +34,8 @@ __all__ = [
     "digest",
     "with_contents",
 ]
+
+T = TypeVar("T")
 
 Idempotency = Literal["optional", "required", "off"]
 
@@ -94,7 +96,7 @@ class KeyedCall:
         store: where the key is claimed.
         key: the key, with what it is unique in.
         fingerprint: what tells this call from others.
-        deadline: seconds that publishing may take.
+        deadline: seconds that publishing may take, and each answer of the store.
         expires: seconds that the key is remembered.
         publish: publishes the call under a task id, within so many seconds.
     """
@@ -109,8 +111,9 @@ class KeyedCall:
     async def once(self) -> tuple[str, TaskRecord | None]:
         """The id of the task, and its record if it is not this call that has published it.
 
-        Raises KeyReused when the key stands for another call; what ``publish`` raises, and then the key is free again,
-        unless it is PublishTimeout: the task may be the broker's, which shows when the request is sent again.
+        Raises KeyReused when the key stands for another call; StoreUnavailable when the store does not answer in time;
+        what ``publish`` raises, and then the key is free again, unless it is PublishTimeout: the task may be the
+        broker's, which shows when the request is sent again.
         """
         token, started = new_id(), time.monotonic()
         first = latest = await self._claim(self.key, token)
@@ -139,7 +142,7 @@ class KeyedCall:
         raise PublishTimeout("Another request with this idempotency key has not enqueued its task yet.")
 
     async def _claim(self, key: str, token: str) -> KeyClaim:
-        claim = await self.store.claim_key(key, self.fingerprint, token, expires=self.expires)
+        claim = await self._ask(self.store.claim_key(key, self.fingerprint, token, expires=self.expires))
         if claim.fingerprint != self.fingerprint:
             raise KeyReused
         return claim
@@ -164,8 +167,8 @@ class KeyedCall:
     async def _release(self, task_id: str, key: str, token: str) -> None:
         try:
             # The record first: one that others find stands for a task that was published.
-            await self.store.forget([task_id])
-            await self.store.release_key(key, token)
+            await self._ask(self.store.forget([task_id]))
+            await self._ask(self.store.release_key(key, token))
         except StoreError as exc:
             _log.warning(
                 "The idempotency key of the task %s, which was not enqueued, stays: %s", task_id, exc
@@ -190,4 +193,12 @@ class KeyedCall:
         return record
 
     async def _record(self, task_id: str) -> TaskRecord | None:
-        return (await self.store.get([task_id])).get(task_id)
+        return (await self._ask(self.store.get([task_id]))).get(task_id)
+
+    async def _ask(self, answer: Awaitable[T]) -> T:
+        """What the store says. One that is stuck must not hold the request for longer than a stuck broker would."""
+        try:
+            async with asyncio.timeout(self.deadline):
+                return await answer
+        except TimeoutError:
+            raise StoreUnavailable(f"The store did not answer within {self.deadline:g} seconds.") from None

@@ -11,7 +11,7 @@ from fastapi import Depends, FastAPI, Header
 
 from celeriac import Celery
 from celeriac.calls import new_id
-from celeriac.errors import BrokerUnavailable, KeyReused, PublishTimeout
+from celeriac.errors import BrokerUnavailable, KeyReused, PublishTimeout, StoreUnavailable
 from celeriac.fastapi.idempotency import KeyedCall
 
 SUM = {"x": 1, "y": 2}
@@ -294,3 +294,28 @@ async def test_another_call_is_told_at_once(celery: Celery, feed: Any) -> None:
 
     with pytest.raises(KeyReused):
         await call(celery, Publisher(feed), fingerprint="another").once()
+
+
+async def test_a_stuck_store_holds_a_request_no_longer_than_publishing_may_take(
+    celery: Celery, feed: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    publisher = Publisher(feed)
+
+    async def stuck(*_: Any, **__: Any) -> None:
+        await asyncio.Event().wait()
+
+    with monkeypatch.context() as patch:
+        patch.setattr(celery.store, "claim_key", stuck)
+        async with asyncio.timeout(10):
+            with pytest.raises(StoreUnavailable, match=r"0\.2 seconds"):
+                await call(celery, publisher).once()
+    assert publisher.ids == []
+
+    async def refused(*_: Any) -> None:
+        raise BrokerUnavailable
+
+    with monkeypatch.context() as patch:
+        patch.setattr(celery.store, "forget", stuck)
+        async with asyncio.timeout(10):
+            with pytest.raises(BrokerUnavailable):
+                await call(celery, refused).once()
