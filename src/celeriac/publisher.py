@@ -122,10 +122,13 @@ class Publisher:
         published = asyncio.ensure_future(self._broker.publish(publications))
         try:
             async with asyncio.timeout_at(until):
-                await published
+                await asyncio.shield(published)
                 complaint = await asyncio.shield(recorded)
+        except asyncio.CancelledError:
+            _give_up(published, recorded)
+            raise
         except TimeoutError:
-            # Perhaps it is the broker's by now: the record stays, and the task with this id may yet run.
+            _give_up(published, recorded)
             raise PublishTimeout(
                 f"The broker did not confirm within {deadline:g} seconds; the task may or may not have been enqueued."
             ) from None
@@ -184,6 +187,18 @@ class Publisher:
                 hook(event)
             except Exception:
                 logger.exception("The hook %r failed.", hook)
+
+
+def _give_up(published: asyncio.Future[Any], recorded: asyncio.Future[Any]) -> None:
+    """Have what has not begun not happen, at once: a record without its message tells of a task that never runs.
+
+    Perhaps it is the broker's by now, or will be: the record that was written stays, as the task may yet run.
+    """
+    if not published.done():
+        recorded.cancel()
+        published.cancel()
+        # Nobody waits for how it ends.
+        published.add_done_callback(lambda done: done.cancelled() or done.exception())
 
 
 def _ahead(calls: Sequence[Call]) -> list[Transition]:

@@ -1,0 +1,83 @@
+"""What becomes of a message and its record when the deadline comes first."""
+
+from __future__ import annotations
+
+import asyncio
+import threading
+import time
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from pathlib import Path
+
+import pytest
+
+from celeriac import Celery
+from celeriac.errors import PublishTimeout
+from celeriac.sql.database import Database
+from celeriac.stores.records import RecordFilter, Transition
+
+
+@pytest.fixture
+async def celery(tmp_path: Path) -> AsyncIterator[Celery]:
+    app = Celery("shop", broker=f"sqlite:///{tmp_path / 'celery.db'}", set_as_current=False)
+    app.conf.celeriac_publish_deadline = 0.5
+    async with app:
+        yield app
+
+
+@asynccontextmanager
+async def busy_writer(celery: Celery) -> AsyncIterator[None]:
+    """The thread that writes has its hands full for as long as the context lasts."""
+    begun, release = threading.Event(), threading.Event()
+    database = Database.shared(celery.settings.broker_url)
+    writing = database.write(lambda _: (begun.set(), release.wait()))
+    await asyncio.to_thread(begun.wait)
+    try:
+        yield
+    finally:
+        release.set()
+        await writing
+
+
+FAILURE = '{"exc_type": "E", "exc_message": ["x"]}'
+
+
+async def count(celery: Celery) -> tuple[int, int]:
+    """How many messages wait, and how many records there are."""
+    return await celery.queue_size("celery"), len((await celery.store.list(RecordFilter())).records)
+
+
+async def test_a_message_that_is_not_written_any_more_leaves_no_record(celery: Celery) -> None:
+    async with busy_writer(celery):
+        with pytest.raises(PublishTimeout):
+            await celery.enqueue("shop.add", (1, 2))
+        with pytest.raises(PublishTimeout):
+            await celery.enqueue_many([celery.signature("shop.add", (1, 2))])
+
+    assert await count(celery) == (0, 0)
+
+
+async def test_nor_does_one_that_its_caller_gives_up(celery: Celery) -> None:
+    async with busy_writer(celery):
+        enqueueing = asyncio.create_task(celery.enqueue_many([celery.signature("shop.add", (1, 2))]))
+        await asyncio.sleep(0.05)
+        enqueueing.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await enqueueing
+
+    assert await count(celery) == (0, 0)
+
+
+async def test_a_task_that_is_not_started_over_keeps_how_it_ended(celery: Celery) -> None:
+    handle = await celery.enqueue("shop.add", (1, 2), deadline=20.0)
+    await celery.purge("celery")
+    ended = Transition(task_id=handle.id, state="FAILURE", at=time.time(), result=FAILURE)
+    await celery.store.transition([ended])
+    before = await handle.record()
+
+    async with busy_writer(celery):
+        with pytest.raises(PublishTimeout):
+            await celery.replay(before)
+
+    assert await count(celery) == (0, 1)
+    assert await handle.record() == before
