@@ -237,7 +237,7 @@ def test_several_celery_apps_want_a_choice(tmp_path: Path, launcher: Launcher) -
     process = launcher.start(["celeriac", "dev", "main:app", "--port", port], cwd=tmp_path)
     assert process.wait() == 1
     assert process.output == (
-        "There is several Celery apps (one, two) in main. "
+        "There are several Celery apps (one, two) in main. "
         "Name the one to run: celeriac dev main:app --celery MODULE:NAME"
     )
     chosen = launcher.start(
@@ -245,6 +245,20 @@ def test_several_celery_apps_want_a_choice(tmp_path: Path, launcher: Launcher) -
     )
     wait_until_up(f"http://127.0.0.1:{port}/docs", chosen)
     chosen.wait_for_line(r"^worker   \| .*app: +two:")
+
+
+def test_the_worker_reads_the_queues_of_all_tasks(tmp_path: Path, launcher: Launcher) -> None:
+    (tmp_path / "heavy.py").write_text(
+        "from celeriac import TaskRouter\ntasks = TaskRouter(queue='slow')\n"
+        "@tasks.task\nasync def build() -> None: ...\n"
+    )
+    (tmp_path / "main.py").write_text(
+        "from celeriac import Celery\nfrom fastapi import FastAPI\n"
+        "celery = Celery('shop', include=['heavy:tasks'])\napp = FastAPI(lifespan=celery.lifespan)\n"
+    )
+    process = launcher.start(["celeriac", "dev", "main:app", "--port", str(free_port())], cwd=tmp_path)
+    process.wait_for_line(r"^worker   \| .*> celery ")
+    process.wait_for_line(r"^worker   \| .*> slow ")
 
 
 def test_a_damaged_database_is_one_sentence(quickstart: Quickstart) -> None:

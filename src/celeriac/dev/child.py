@@ -26,6 +26,12 @@ def main() -> None:
     """``python -m celeriac.dev.child MODULE [ARGUMENT…]``."""
     threading.Thread(target=_end_with_supervisor, name="celeriac-dev-guard", daemon=True).start()
     module = sys.argv[1]
+    if module == "celery":
+        from celery import signals
+
+        from celeriac.dev.queues import read_all
+
+        signals.celeryd_init.connect(read_all)
     sys.argv = sys.argv[1:]
     runpy.run_module(module, run_name="__main__", alter_sys=True)
 

@@ -1,8 +1,8 @@
 """Imports the user's application in a process of its own, and finds its Celery app.
 
 What would fail in all three children fails here once: an import, a name, a broker that cannot be opened. The answer
-goes to standard output, as JSON: the path of the Celery app, and queues; what is wrong goes to standard error, as a
-person should read it, with exit code 1.
+goes to standard output as one line, the path of the Celery app; what is wrong goes to standard error, as a person
+should read it, with exit code 1.
 """
 
 from __future__ import annotations
@@ -10,12 +10,10 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import importlib
-import json
 import os
 import sys
 import traceback
-from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from collections.abc import Mapping
 from types import ModuleType
 from typing import Any
 
@@ -23,7 +21,7 @@ import celery
 
 from celeriac.errors import CeleriacError
 
-__all__ = ["Found", "ProbeFailed", "find_celery", "load", "main", "queues_of", "run_probe", "user_traceback"]
+__all__ = ["ProbeFailed", "find_celery", "load", "main", "run_probe", "user_traceback"]
 
 #: Seconds that the broker and the store may take to open.
 _OPEN_DEADLINE = 15.0
@@ -33,16 +31,8 @@ class ProbeFailed(Exception):
     """The application cannot be started. The message is meant for the user."""
 
 
-@dataclass(frozen=True, slots=True)
-class Found:
-    """The path of the Celery app; ``queues`` is what its only worker has to read, empty where Celery knows that."""
-
-    celery: str
-    queues: tuple[str, ...] = ()
-
-
-async def run_probe(app_path: str, celery_path: str | None, environment: Mapping[str, str]) -> Found:
-    """Probe in a process of its own. Raises ProbeFailed."""
+async def run_probe(app_path: str, celery_path: str | None, environment: Mapping[str, str]) -> str:
+    """Probe in a process of its own. Returns the path of the Celery app, or raises ProbeFailed."""
     process = await asyncio.create_subprocess_exec(
         *(sys.executable, "-m", "celeriac.dev.probe", app_path),
         *([celery_path] if celery_path else []),
@@ -64,8 +54,7 @@ async def run_probe(app_path: str, celery_path: str | None, environment: Mapping
         raise ProbeFailed(
             complaint.decode(errors="replace") or f"The import of {module} has ended the process."
         )
-    path, queues = json.loads(answer)
-    return Found(path, tuple(queues))
+    return answer.decode()
 
 
 def main() -> None:
@@ -75,11 +64,10 @@ def main() -> None:
     try:
         path, app = find_celery(sys.argv[1], sys.argv[2] if len(sys.argv) > 2 else None)
         asyncio.run(_open_once(app))
-        queues = queues_of(app)
     except ProbeFailed as exc:
         sys.stderr.write(f"{exc}\n")
         sys.exit(1)
-    json.dump([path, queues], answer)
+    answer.write(path)
     answer.close()
 
 
@@ -100,31 +88,11 @@ def find_celery(app_path: str, celery_path: str | None) -> tuple[str, celery.Cel
         name, app = found.popitem()[1]
         return f"{module.__name__}:{name}", app
     names = sorted(name for name, _ in found.values())
-    what = f"several Celery apps ({', '.join(names)})" if names else "no Celery app"
+    what = f"are several Celery apps ({', '.join(names)})" if names else "is no Celery app"
     raise ProbeFailed(
-        f"There is {what} in {module.__name__}. "
+        f"There {what} in {module.__name__}. "
         f"Name the one to run: celeriac dev {app_path} --celery MODULE:NAME"
     )
-
-
-def queues_of(app: celery.Celery) -> list[str]:
-    """The queues that the tasks go to, if there are others than a worker reads that nobody has told of them."""
-    with contextlib.suppress(Exception):  # what cannot be imported is the worker's to show
-        app.loader.import_default_modules()
-    usual = list(app.amqp.queues.consume_from)
-    more = sorted({name for name in _destinations(app) if "," not in name} - set(usual))
-    return [*usual, *more] if more else []
-
-
-def _destinations(app: celery.Celery) -> Iterator[str]:
-    for name, task in list(app.tasks.items()):
-        own = getattr(task, "queue", None)
-        with contextlib.suppress(Exception):  # a router may want the arguments of a call
-            queue = app.amqp.router.route({} if own is None else {"queue": own}, name, (), {}, task).get(
-                "queue"
-            )
-            if queue is not None:
-                yield str(getattr(queue, "name", queue))
 
 
 def _is_celery(value: object) -> bool:

@@ -14,7 +14,7 @@ from typing import Any, TypeVar
 from celeriac.config import FASTAPI_APP, color_wanted
 from celeriac.dev import address
 from celeriac.dev.output import Console
-from celeriac.dev.probe import Found, ProbeFailed, run_probe
+from celeriac.dev.probe import ProbeFailed, run_probe
 from celeriac.dev.process import Command
 from celeriac.dev.reload import Changes, describe, watch
 from celeriac.dev.service import StartFailed, keep_running
@@ -42,21 +42,19 @@ class Options:
     beat: bool = True
     concurrency: int | None = None
 
-    def commands(self, found: Found, *, color: bool) -> list[Command]:
-        """The processes to run for the Celery app that was found."""
+    def commands(self, celery: str, *, color: bool) -> list[Command]:
+        """The processes to run for the Celery app at ``celery``."""
         api = ["--host", self.host, "--port", str(self.port), f"--timeout-graceful-shutdown={_API_GRACE}"]
         api.append("--use-colors" if color else "--no-use-colors")
         worker = ["--loglevel=info", "--hostname=dev@%h"]
         if self.concurrency is not None:
             worker.append(f"--concurrency={self.concurrency}")
-        if found.queues:
-            worker.append(f"--queues={','.join(found.queues)}")
         commands = [
             Command("api", "uvicorn", (self.app, *api)),
-            Command("worker", "celery", ("-A", found.celery, "worker", *worker)),
+            Command("worker", "celery", ("-A", celery, "worker", *worker)),
         ]
         if self.beat:
-            commands.append(Command("beat", "celery", ("-A", found.celery, "beat", "--loglevel=info")))
+            commands.append(Command("beat", "celery", ("-A", celery, "beat", "--loglevel=info")))
         return commands
 
 
@@ -119,8 +117,8 @@ class _Supervisor:
         probing = self._start_probe()
         while True:
             try:
-                found = await self._unless_stopped(probing)
-                probing = await self._serve(found, changes)
+                celery = await self._unless_stopped(probing)
+                probing = await self._serve(celery, changes)
                 has_worked = True
             except (ProbeFailed, StartFailed) as exc:
                 self._console.error(str(exc))
@@ -131,14 +129,14 @@ class _Supervisor:
                 await self._unless_stopped(changes.next())
                 probing = self._start_probe()
 
-    def _start_probe(self) -> asyncio.Task[Found]:
+    def _start_probe(self) -> asyncio.Task[str]:
         return asyncio.create_task(run_probe(self._options.app, self._options.celery, self._environment))
 
-    async def _serve(self, found: Found, changes: Changes) -> asyncio.Task[Found]:
+    async def _serve(self, celery: str, changes: Changes) -> asyncio.Task[str]:
         """Run everything until source files change. Returns the probe of the new code; it runs while the old ends."""
         self._services = [
             asyncio.create_task(keep_running(command, self._environment, self._console, grace=GRACE))
-            for command in self._options.commands(found, color=self._console.color)
+            for command in self._options.commands(celery, color=self._console.color)
         ]
         announcing = asyncio.create_task(self._announce())
         changed = asyncio.create_task(changes.next())

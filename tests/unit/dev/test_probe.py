@@ -4,8 +4,7 @@ from pathlib import Path
 
 import pytest
 
-from celeriac import Celery, TaskRouter
-from celeriac.dev.probe import ProbeFailed, find_celery, load, queues_of
+from celeriac.dev.probe import ProbeFailed, find_celery, load
 
 
 @pytest.fixture(autouse=True)
@@ -64,36 +63,3 @@ def test_causes_are_trimmed_too(folder: Path) -> None:
     assert "The above exception was the direct cause" in text
     assert "<frozen importlib" not in text
     assert "celeriac/dev/probe.py" not in text
-
-
-def work() -> None: ...
-
-
-def new_app() -> Celery:
-    return Celery("dev", broker="memory://dev", set_as_current=False)
-
-
-def test_the_queues_of_tasks_and_of_routes_are_read_too() -> None:
-    app, tasks = new_app(), TaskRouter(prefix="reports.", queue="slow")
-    app.task(name="plain")(work)
-    app.task(name="routed")(work)
-    tasks.task(name="build")(work)
-    app.include_router(tasks)
-    app.conf.task_routes = {"routed": {"queue": "far"}}
-
-    assert queues_of(app) == ["celery", "far", "slow"]
-
-
-def test_where_there_is_one_queue_nothing_is_said_of_it() -> None:
-    app = new_app()
-    app.task(name="plain")(work)
-
-    assert queues_of(app) == []
-
-
-def test_a_router_that_looks_at_arguments_is_left_alone() -> None:
-    app = new_app()
-    app.task(name="plain")(work)
-    app.conf.task_routes = [lambda _name, args, *_rest, **_more: {"queue": args[0]}]
-
-    assert queues_of(app) == []
