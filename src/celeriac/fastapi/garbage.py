@@ -8,6 +8,9 @@ from contextlib import contextmanager
 
 __all__ = ["spare_what_stays"]
 
+#: Python 3.12 begins with a few hundred frozen objects of its own; who freezes a program has many times more.
+_OF_PYTHON = 1000
+
 _users = 0
 _frozen = False
 
@@ -21,7 +24,8 @@ def spare_what_stays() -> Iterator[None]:
     """
     global _users, _frozen
     _users += 1
-    if _frozen or not gc.get_freeze_count():  # otherwise somebody else has decided
+    # The first of several apps for all: what those that come and go beside it leave behind would never be collected.
+    if _users == 1 and gc.get_freeze_count() < _OF_PYTHON:  # otherwise somebody else has decided
         gc.freeze()
         _frozen = True
     try:

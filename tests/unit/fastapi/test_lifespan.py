@@ -4,10 +4,12 @@ import asyncio
 import gc
 import re
 import signal
+import weakref
 from collections.abc import AsyncIterator, Iterator, Mapping
 from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import Any
+from unittest.mock import Mock
 
 import httpx
 import pytest
@@ -45,6 +47,33 @@ async def test_the_collector_is_spared_what_was_there_before_the_first_request(c
         pass
     assert gc.get_freeze_count() > 10_000
     gc.unfreeze()
+
+
+async def test_what_python_has_frozen_is_nobodys_decision(
+    closed: Celery, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    gc.unfreeze()
+    froze = Mock()
+    monkeypatch.setattr(gc, "get_freeze_count", lambda: 375)  # as Python 3.12 begins
+    monkeypatch.setattr(gc, "freeze", froze)
+    async with closed.lifespan(FastAPI()):
+        froze.assert_called_once_with()
+
+
+async def test_an_app_that_comes_and_goes_beside_another_leaves_nothing_behind(closed: Celery) -> None:
+    class Node:
+        itself: Any = None
+
+    gc.unfreeze()
+    async with closed.lifespan(FastAPI()):
+        node = Node()
+        node.itself = node
+        gone = weakref.ref(node)
+        del node
+        async with closed.lifespan(FastAPI()):
+            pass
+        gc.collect()
+        assert gone() is None
 
 
 async def test_the_inner_lifespan_finds_celery_open_and_gives_its_state_to_requests(
