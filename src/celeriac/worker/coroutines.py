@@ -29,7 +29,10 @@ Limits = tuple[float | None, float | None]
 
 @contextlib.contextmanager
 def limited(
-    execution: Execution, limits: Limits, on_soft: Callable[[float], None], spent: float = 0.0
+    execution: Execution,
+    limits: Limits,
+    on_soft: Callable[[float], None] = lambda _limit: None,
+    spent: float = 0.0,
 ) -> Iterator[None]:
     """Start the hard and the soft limit, in seconds, and forget them afterwards.
 

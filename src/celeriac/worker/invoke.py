@@ -11,7 +11,7 @@ from typing import Any
 
 from celeriac.autoretry import retrying
 from celeriac.context import TaskContext
-from celeriac.worker.coroutines import Limits, run_coroutine
+from celeriac.worker.coroutines import Limits, limited, run_coroutine
 from celeriac.worker.execution import Execution
 from celeriac.worker.injecting import invoke_injected
 from celeriac.worker.profile import Kind, TaskProfile
@@ -26,8 +26,10 @@ _VALUES_IN_A_ROW = 100
 async def invoke_with_files(execution: Execution, profile: TaskProfile, thread: TaskThread | None) -> Any:
     """As :func:`invoke`, with the files of the message open meanwhile."""
     assert profile.files is not None
-    async with profile.files.opened(execution) as arguments:
-        return await invoke(execution, profile, thread, arguments)
+    hard, _ = _limits(execution, profile)
+    with limited(execution, (hard, None)):  # a storage that does not answer counts, too
+        async with profile.files.opened(execution) as arguments:
+            return await invoke(execution, profile, thread, arguments)
 
 
 async def invoke(

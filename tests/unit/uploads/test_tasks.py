@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import asyncio
+import threading
 import time
 from pathlib import Path
 from typing import Annotated, Any
 from unittest.mock import ANY
 
 import pytest
-from celery.exceptions import Ignore, Reject
+from celery.exceptions import Ignore, Reject, TimeLimitExceeded
 from fastapi import UploadFile
 from pydantic import Field
 from tests.unit.uploads.conftest import Working, upload
@@ -443,6 +444,27 @@ async def test_a_storage_that_does_not_answer_fails_the_task_and_keeps_the_file(
             await celery.replay(await handle.record())
             assert await handle.result(5) == "hello"
             await until_empty(folder)
+
+
+async def test_the_hard_limit_counts_while_the_storage_does_not_answer(
+    celery: Celery, working: Working, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    answers = threading.Event()
+
+    def hang(*_: Any) -> None:
+        answers.wait(10)
+
+    @celery.task(time_limit=0.2)
+    async def read(file: UploadFile) -> None: ...
+
+    monkeypatch.setattr(celery.uploads.place, "open", hang)
+    async with working():
+        handle = await read.enqueue(upload())
+        try:
+            with pytest.raises(TimeLimitExceeded):
+                await handle.result(5)
+        finally:
+            answers.set()
 
 
 async def test_files_wait_in_memory_in_tests(celery: Celery, folder: Path) -> None:
