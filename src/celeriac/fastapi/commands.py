@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+from contextlib import suppress
 from typing import TYPE_CHECKING
 
 from celery import states
 from fastapi import APIRouter, Response
 
+from celeriac.calls import new_id
+from celeriac.errors import PublishTimeout, StoreError
 from celeriac.fastapi.access import Access
 from celeriac.fastapi.endpoints import EXPIRED, UNAVAILABLE, UNKNOWN
 from celeriac.fastapi.errors import describe, problem
+from celeriac.fastapi.idempotency import digest
 from celeriac.fastapi.models import Cancelled, Retried
 from celeriac.stores.records import TaskRecord
 
@@ -17,6 +21,9 @@ if TYPE_CHECKING:
     from celeriac.app import Celery
 
 __all__ = ["add_closed_commands", "add_commands"]
+
+#: Seconds that a request may take between reading a record and retrying its task.
+_ONE_RETRY = 60.0
 
 _CLOSED = (
     "Nobody may cancel, retry or delete tasks here until celery.router() is given dependencies=[…] that check the "
@@ -59,7 +66,9 @@ def add_commands(router: APIRouter, celery: Celery, access: Access) -> None:
         if record.name is None or record.args is None:
             detail = "The record does not say what to run."
             return problem(409, "task-not-replayable", "Task not replayable", detail, task_id=record.id)
-        await celery.replay(record)
+        if not await _replay(celery, record):
+            detail = "The task is being retried already."
+            return problem(409, "task-not-finished", "Task not finished", detail, task_id=record.id)
         return Retried(task_id=record.id, state=states.PENDING)
 
     @router.delete(
@@ -78,6 +87,23 @@ def add_commands(router: APIRouter, celery: Celery, access: Access) -> None:
             return problem(409, "task-not-finished", "Task not finished", detail, task_id=record.id)
         await celery.store.forget([record.id])
         return Response(status_code=204)
+
+
+async def _replay(celery: Celery, record: TaskRecord) -> bool:
+    """Enqueue a task that has ended again, unless somebody does who has seen the same end of it, in any process."""
+    seen, token = (record.state, str(record.finished_at), len(record.attempts)), new_id()
+    key = digest("retry", record.id, *seen)
+    if not (await celery.store.claim_key(key, record.id, token, expires=_ONE_RETRY)).new:
+        return False
+    try:
+        await celery.replay(record)
+    except PublishTimeout:
+        raise  # the broker may have it
+    except Exception:
+        with suppress(StoreError):
+            await celery.store.release_key(key, token)
+        raise
+    return True
 
 
 def add_closed_commands(router: APIRouter) -> None:

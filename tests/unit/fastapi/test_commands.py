@@ -1,9 +1,13 @@
 from __future__ import annotations
 
+import asyncio
 from typing import Any
+from unittest.mock import AsyncMock
 
 import pytest
 from fastapi import Depends
+
+from celeriac.errors import BrokerUnavailable
 
 
 def nobody() -> None: ...
@@ -97,6 +101,39 @@ async def test_an_unfinished_task_is_not_enqueued_twice(
     assert answer.status_code == 409
     assert answer.json()["type"] == "urn:celeriac:problem:task-not-finished"
     assert await celery.queue_size("celery") == 0
+
+
+@pytest.mark.parametrize("celery", ["memory", "sqlite", "redis"], indirect=True)
+async def test_of_many_who_retry_a_task_at_once_one_does(client: Any, feed: Any, celery: Any) -> None:
+    http = client(insecure=True)
+    for again in range(1, 3):
+        await feed.started()
+        await feed.succeeded()
+        ended = (await feed.store.get(["t1"]))["t1"]
+
+        answers = await asyncio.gather(*(http.post("/tasks/t1/retry") for _ in range(8)))
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(
+                celery.store, "get", AsyncMock(return_value={"t1": ended})
+            )  # read before the others wrote
+            late = await http.post("/tasks/t1/retry")
+
+        assert sorted(each.status_code for each in answers) == [202, *[409] * 7]
+        assert (late.status_code, late.json()["type"]) == (409, "urn:celeriac:problem:task-not-finished")
+        assert await celery.queue_size("celery") == again
+
+
+async def test_a_retry_that_the_broker_refused_may_be_tried_again(
+    client: Any, feed: Any, celery: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    await feed.started()
+    await feed.succeeded()
+    http = client(insecure=True)
+    with monkeypatch.context() as patch:
+        patch.setattr(celery, "replay", AsyncMock(side_effect=BrokerUnavailable))
+        refused = await http.post("/tasks/t1/retry")
+
+    assert (refused.status_code, (await http.post("/tasks/t1/retry")).status_code) == (503, 202)
 
 
 async def test_a_record_that_does_not_say_what_to_run_is_not_retried(client: Any, feed: Any) -> None:
