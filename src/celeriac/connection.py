@@ -108,7 +108,13 @@ class Connections:
 
     def make_publisher(self, broker: Broker, store: Store) -> Publisher:
         """What publishes through a broker and a store."""
-        return Publisher(broker, store, deadline=self._app.settings.publish_deadline)
+        settings = self._app.settings
+        return Publisher(
+            broker,
+            store,
+            deadline=settings.publish_deadline,
+            apart=settings.result_backend != settings.broker_url,
+        )
 
     async def _open(self) -> Connection:
         # In a thread: reading the configuration imports modules.

@@ -29,14 +29,24 @@ _Waiting = tuple[Call, asyncio.Future[None]]
 class Publisher:
     """Publishes calls and starts their records, together.
 
-    Belongs to the loop that its broker and its store belong to. ``deadline`` is in seconds.
+    Belongs to the loop that its broker and its store belong to. ``deadline`` is in seconds. ``apart`` says that broker
+    and store are two servers, of which one may fail alone.
     """
 
-    def __init__(self, broker: Broker, store: Store, *, deadline: float, hooks: Sequence[Hook] = ()) -> None:
+    def __init__(
+        self,
+        broker: Broker,
+        store: Store,
+        *,
+        deadline: float,
+        hooks: Sequence[Hook] = (),
+        apart: bool = False,
+    ) -> None:
         self._broker = broker
         self._store = store
         self._deadline = deadline
         self._hooks = hooks
+        self._apart = apart
         self._waiting: dict[float, list[_Waiting]] = {}
         self._flushes: set[asyncio.Task[None]] = set()
 
@@ -94,7 +104,7 @@ class Publisher:
     async def _send_batch(self, batch: list[_Waiting], deadline: float) -> None:
         error: Exception | None = None
         try:
-            await self._send([call for call, _ in batch], deadline)
+            await self._send([call for call, _ in batch], deadline, surely=self._apart)
         except Exception as exc:  # noqa: BLE001 - it belongs to those who wait
             refused = not isinstance(exc, CeleriacError) or (
                 isinstance(exc, BrokerUnavailable) and exc.permanent
@@ -112,14 +122,27 @@ class Publisher:
             else:
                 future.set_exception(error)
 
-    async def _send(self, calls: Sequence[Call], deadline: float, former: Transition | None = None) -> None:
+    async def _send(
+        self,
+        calls: Sequence[Call],
+        deadline: float,
+        former: Transition | None = None,
+        *,
+        surely: bool = False,
+    ) -> None:
         started = time.perf_counter()
         until = asyncio.get_running_loop().time() + deadline
         publications = [call.publication for call in calls]
         # Both begin in the same tick: where broker and store are one server, this is one round trip. The order does
         # not matter, because the record's first transition only fills in what a quick worker has left open.
-        recorded = asyncio.ensure_future(self._record(calls))
+        # Where they are two, who has chosen an id may ask by it whether the broker has it.
+        known = [call for call in calls if not call.fresh] if surely else []
+        recorded = asyncio.ensure_future(
+            self._record([call for call in calls if call.fresh] if known else calls)
+        )
         published = asyncio.ensure_future(self._broker.publish(publications))
+        if known:
+            recorded = asyncio.ensure_future(self._record_behind(published, recorded, known))
         try:
             async with asyncio.timeout_at(until):
                 await asyncio.shield(published)
@@ -143,6 +166,8 @@ class Publisher:
 
     async def _record(self, calls: Sequence[Call]) -> Exception | None:
         """Start the records. What keeps the store from it is no reason not to publish, and is returned."""
+        if not calls:
+            return None
         try:
             await self._store.transition([*(call.record for call in calls), *_ahead(calls)])
         except StoreError as exc:
@@ -151,6 +176,22 @@ class Publisher:
             logger.exception("%d tasks were not recorded", len(calls))
             return exc
         return None
+
+    async def _record_behind(
+        self,
+        published: asyncio.Future[None],
+        recorded: asyncio.Future[Exception | None],
+        calls: Sequence[Call],
+    ) -> Exception | None:
+        """Record these calls too, once the broker has them. Returns what kept the store from recording, if anything.
+
+        Whoever comes again with the same id takes a record for the sign that its task was enqueued.
+        """
+        await asyncio.wait([published])
+        complaint = await recorded
+        if complaint is None and not published.cancelled() and published.exception() is None:
+            complaint = await self._record(calls)
+        return complaint
 
     async def _take_back(
         self,

@@ -8,11 +8,12 @@ import time
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from celeriac import Celery
-from celeriac.errors import PublishTimeout
+from celeriac.errors import BrokerUnavailable, PublishTimeout
 from celeriac.sql.database import Database
 from celeriac.stores.records import RecordFilter, Transition
 
@@ -81,3 +82,50 @@ async def test_a_task_that_is_not_started_over_keeps_how_it_ended(celery: Celery
 
     assert await count(celery) == (0, 1)
     assert await handle.record() == before
+
+
+@pytest.fixture
+async def split(tmp_path: Path) -> AsyncIterator[Celery]:
+    """An app whose records are elsewhere than its messages."""
+    broker, backend = (f"sqlite:///{tmp_path / name}.db" for name in ("broker", "backend"))
+    app = Celery("shop", broker=broker, backend=backend, set_as_current=False)
+    app.conf.celeriac_publish_deadline = 0.5
+    async with app:
+        yield app
+
+
+async def test_a_store_elsewhere_does_not_say_that_the_broker_has_a_task_of_a_known_id(split: Celery) -> None:
+    """Else whoever sends a request with an idempotency key again is told that its task is enqueued."""
+    async with busy_writer(split):
+        outcomes = await asyncio.gather(
+            split.enqueue("shop.add", (1, 2), task_id="known"),
+            split.enqueue("shop.add", (1, 2)),
+            return_exceptions=True,
+        )
+
+    assert [type(outcome) for outcome in outcomes] == [PublishTimeout, PublishTimeout]
+    assert await split.queue_size("celery") == 0
+    assert not await split.store.get(["known"])
+
+
+async def test_a_task_of_a_known_id_is_recorded_elsewhere_when_it_is_enqueued(split: Celery) -> None:
+    handles = await asyncio.gather(
+        split.enqueue("shop.add", (1, 2), task_id="known"), split.enqueue("shop.add", (3, 4))
+    )
+
+    records = await split.store.get([handle.id for handle in handles])
+    assert [records[handle.id].args for handle in handles] == [[1, 2], [3, 4]]
+    assert await split.queue_size("celery") == 2
+
+
+async def test_a_task_of_a_known_id_that_the_broker_refuses_has_no_record_elsewhere(
+    split: Celery, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async def gone(*_: Any) -> None:
+        raise BrokerUnavailable
+
+    monkeypatch.setattr(split.broker, "publish", gone)
+    with pytest.raises(BrokerUnavailable):
+        await split.enqueue("shop.add", (1, 2), task_id="known")
+
+    assert await count(split) == (0, 0)
