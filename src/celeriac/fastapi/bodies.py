@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import inspect
 import json
+import re
 import types
 from collections.abc import Callable, Mapping
 from typing import Annotated, Any, Union, get_args, get_origin
+from weakref import WeakKeyDictionary
 
 from fastapi import Body
 from fastapi.exceptions import RequestValidationError
@@ -24,6 +26,7 @@ from pydantic import (
 from pydantic.errors import PydanticInvalidForJsonSchema, PydanticUserError
 from pydantic.fields import FieldInfo
 
+from celeriac.arguments import ArgumentSchema
 from celeriac.errors import ConfigurationError
 from celeriac.task import Task
 
@@ -31,6 +34,9 @@ __all__ = ["CallBody", "annotation_of", "refuse_unreadable"]
 
 #: How deep the arguments of a call may be nested: what shows records goes no deeper than twice that.
 _DEEPEST = 100
+
+#: The models of what tasks take, by their names: two of one name would get two others in the OpenAPI document.
+_models: WeakKeyDictionary[ArgumentSchema, dict[str, type[BaseModel]]] = WeakKeyDictionary()
 
 _written = json.JSONEncoder(default=repr, ensure_ascii=False).encode
 
@@ -44,10 +50,10 @@ class CallBody:
     A task that takes one pydantic model takes it as the body. The arguments of any other are the fields of one model,
     under their own names; unknown ones are refused, as they are in any other call.
 
-    Raises ConfigurationError for a parameter that no JSON can fill.
+    ``name`` is what that model is named after. Raises ConfigurationError for a parameter that no JSON can fill.
     """
 
-    def __init__(self, task: Task[..., Any]) -> None:
+    def __init__(self, task: Task[..., Any], name: str) -> None:
         self._parameters = task.schema.parameters
         annotations = {each.name: annotation_of(task, each) for each in self._parameters}
         self._whole = len(annotations) == 1 and _is_model(*annotations.values())
@@ -60,7 +66,8 @@ class CallBody:
         elif self._parameters:
             # Under names of ours: a parameter may be called what a model must not have as a field.
             self._names = {f"argument_{index}": name for index, name in enumerate(annotations)}
-            model = self._model(task, annotations)
+            models = _models.setdefault(task.schema, {})
+            model = models[name] = models.get(name) or self._model(task, name, annotations)
             optional = all(each.default is not _Kind.empty for each in self._parameters)
             default = Body(default_factory=model) if optional else _Kind.empty
             self.parameter = _endpoint_parameter(model, default)
@@ -81,14 +88,14 @@ class CallBody:
         """Where in the request that is which is at ``location`` in the arguments."""
         return ("body", *(location[1:] if self._whole else location))
 
-    def _model(self, task: Task[..., Any], annotations: Mapping[str, Any]) -> type[BaseModel]:
+    def _model(self, task: Task[..., Any], name: str, annotations: Mapping[str, Any]) -> type[BaseModel]:
         fields: dict[str, Any] = {}
         for field, parameter in zip(self._names, self._parameters, strict=True):
             default = ... if parameter.default is _Kind.empty else parameter.default
             alias = parameter.name
             info = Field(default, alias=alias, validation_alias=alias, serialization_alias=alias)
             fields[field] = (annotations[alias], info)
-        words = task.name.rpartition(".")[2].split("_")
+        words = re.split(r"\W|_", name)
         return create_model(
             "".join(word[:1].upper() + word[1:] for word in words) + "Arguments",
             __config__=ConfigDict(extra="forbid"),

@@ -55,13 +55,14 @@ F = TypeVar("F", bound=Callable[..., Any])
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Exposed:
-    """A task as two endpoints.
+    """A task as two endpoints, of which the first is called ``name``.
 
     ``records`` and ``commands`` say whether its router has the routes of records, and those that change something.
     """
 
     celery: Celery
     task: Task[..., Any]
+    name: str
     path: str
     access: Access
     options: Mapping[str, Any]
@@ -74,7 +75,7 @@ class Exposed:
 
     def accepting(self) -> Callable[..., Any]:
         """The endpoint that enqueues the task, with a signature made from the task's. Raises ConfigurationError."""
-        call_body = FormBody(self.task) if self.task.schema.takes_files else CallBody(self.task)
+        call_body = FormBody(self.task) if self.task.schema.takes_files else CallBody(self.task, self.name)
 
         async def accept(
             request: Request, response: Response, caller: str | None, key: str | None = None, body: Any = None

@@ -121,8 +121,8 @@ class TasksRouter(APIRouter):
         Args:
             task: a task of this app. What it takes becomes the body; what it returns is in the OpenAPI document.
             path: where; begins with a slash, and comes behind the router's prefix.
-            name: the first route's name, which is in its operation id; the second's is ``get_`` and this.
-                The task's own by default.
+            name: the first route's name, which is in its operation id and that of the body's model; the second's is
+                ``get_`` and this. The task's own by default.
             tags, summary, description, responses, deprecated, include_in_schema: as in FastAPI; ``summary``,
                 ``description`` (the function's docstring by default) and ``responses`` are the first route's.
             dependencies: dependencies of both routes, beside the router's; they raise to turn a caller away.
@@ -151,6 +151,7 @@ class TasksRouter(APIRouter):
         exposed = Exposed(
             celery=self._celery,
             task=task,
+            name=name or task.name.rpartition(".")[2],
             path=path,
             access=self._access if owner is None else Access.to(self._celery, owner),
             options=_options(task, options, deadline),
@@ -167,9 +168,7 @@ class TasksRouter(APIRouter):
             "deprecated": deprecated,
             "include_in_schema": include_in_schema,
         }
-        self._add(
-            exposed, name or task.name.rpartition(".")[2], summary, description, responses or {}, shared
-        )
+        self._add(exposed, summary, description, responses or {}, shared)
 
     def _own(self, task: Any) -> Task[..., Any]:
         """The task as this app has it: several may include the router that declares it."""
@@ -183,7 +182,6 @@ class TasksRouter(APIRouter):
     def _add(
         self,
         exposed: Exposed,
-        name: str,
         summary: str | None,
         description: str | None,
         more: Mapping[int | str, dict[str, Any]],
@@ -197,7 +195,7 @@ class TasksRouter(APIRouter):
             f"{path}/{{task_id}}",
             status,
             methods=["GET"],
-            name=f"get_{name}",
+            name=f"get_{exposed.name}",
             description="How the task stands. With `wait`, the answer comes as soon as it has finished.",
             response_model=exposed.status_model,
             responses=responses(exposed.status_model),
@@ -208,7 +206,7 @@ class TasksRouter(APIRouter):
             exposed.accepting(),
             methods=["POST"],
             status_code=202,
-            name=name,
+            name=exposed.name,
             summary=summary,
             description=description or exposed.task.function.__doc__ or "",
             response_model=TaskAccepted,

@@ -539,7 +539,7 @@ async def test_the_document_says_what_fastapi_users_expect(celery: Celery) -> No
     assert sorted(post["responses"]) == ["202", "409", "418", "422", "503"]
     assert sorted(post["responses"]["202"]["headers"]) == ["Idempotency-Replayed", "Location", "Retry-After"]
     assert sorted(get["responses"]) == ["200", "202", "404", "409", "410", "422", "424", "503"]
-    fields = app.openapi()["components"]["schemas"]["BuildReportArguments"]
+    fields = app.openapi()["components"]["schemas"]["MakeReportArguments"]
     assert fields["required"] == ["customer"]
     assert fields["properties"]["customer"]["description"] == "Whose rows."
     assert fields["properties"]["limit"] == {
@@ -577,3 +577,17 @@ async def test_a_broker_that_is_gone_asks_to_come_back(
 
     assert answer.status_code == 503
     assert int(answer.headers["retry-after"]) > 0
+
+
+async def test_a_task_that_is_exposed_twice_has_one_model_of_its_arguments(celery: Celery) -> None:
+    task = celery.task(name="shop.build_report")(build_report)
+    app = FastAPI()
+    for prefix in ("/public", "/admin"):
+        router = celery.router(insecure=True, records=False)
+        router.expose(task, "/reports")
+        router.expose(task, "/big-reports", name="big-report")
+        app.include_router(router, prefix=prefix)
+
+    models = {name for name in app.openapi()["components"]["schemas"] if "Arguments" in name}
+
+    assert models == {"BuildReportArguments", "BigReportArguments"}
