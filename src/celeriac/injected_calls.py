@@ -17,6 +17,7 @@ from typing import Any
 
 from celeriac.dependency_scope import DependencyScope
 from celeriac.eager import home_loop
+from celeriac.steering import Steered
 
 __all__ = ["Variables", "call_here", "changed_variables", "is_asynchronous", "with_variables"]
 
@@ -44,43 +45,78 @@ def with_variables(variables: Variables, function: Callable[..., Any], *args: An
 
 
 def call_here(scope: DependencyScope, function: Callable[[Mapping[str, Any]], Any]) -> Any:
-    """Call a plain function in this thread, with the values of its dependencies, and return what it returned."""
+    """Call a plain function in this thread, with the values of its dependencies, and return what it returned.
+
+    What is raised in this thread meanwhile, as Celery's pool does at a soft limit, is raised in the dependencies.
+    """
     with _loop_elsewhere() as loop:
-        opened: Future[tuple[Mapping[str, Any], Variables]] = Future()
-        ended: Future[BaseException | None] = Future()
-        holding = asyncio.run_coroutine_threadsafe(_hold(scope, opened, ended), loop)
+        held = _Held(scope, loop)
         value, error = None, None
         try:
-            either: tuple[Future[Any], ...] = (opened, holding)
+            either: tuple[Future[Any], ...] = (held.opened, held.holding)
             wait(either, return_when=FIRST_COMPLETED)
-            if opened.done():
-                values, variables = opened.result()
+            if held.opened.done():
+                values, variables = held.opened.result()
                 context = contextvars.copy_context()
                 value = context.run(with_variables, variables, function, values)
         except BaseException as exc:  # noqa: BLE001 - it is raised in the dependencies, and comes back from there
             error = exc
         try:
-            ended.set_result(error)
-            holding.result()
+            if error is not None and not held.opened.done():
+                held.stop(error)
+            held.end(error)
         finally:
             del error
         return value
 
 
-async def _hold(
-    scope: DependencyScope,
-    opened: Future[tuple[Mapping[str, Any], Variables]],
-    ended: Future[BaseException | None],
-) -> None:
-    before = contextvars.copy_context()
+class _Held:
+    """Dependencies that a loop in another thread opens, and holds open until ``end``."""
 
-    async def call(values: Mapping[str, Any]) -> None:
-        opened.set_result((values, changed_variables(before)))
-        error = await asyncio.wrap_future(ended)
-        if error is not None:
-            raise error
+    def __init__(self, scope: DependencyScope, loop: asyncio.AbstractEventLoop) -> None:
+        self._scope = scope
+        self._loop = loop
+        self._steered: Steered | None = None
+        self.opened: Future[tuple[Mapping[str, Any], Variables]] = Future()
+        self._ended: Future[BaseException | None] = Future()
+        self.holding = asyncio.run_coroutine_threadsafe(self._hold(), loop)
 
-    await scope.around(call)
+    def stop(self, error: BaseException) -> None:
+        """Raise this where they are being opened or closed."""
+        self._loop.call_soon_threadsafe(self._stop, error)
+
+    def end(self, error: BaseException | None) -> None:
+        """Close them, with ``error`` raised where they have yielded, and wait for that. Raises what they raise."""
+        self._ended.set_result(error)
+        while True:
+            try:
+                self.holding.result()
+            except BaseException as exc:
+                if self.holding.done():
+                    raise
+                self.stop(exc)
+            else:
+                return
+
+    async def _hold(self) -> None:
+        before = contextvars.copy_context()
+
+        async def call(values: Mapping[str, Any]) -> None:
+            self.opened.set_result((values, changed_variables(before)))
+            error = await asyncio.wrap_future(self._ended)
+            if error is not None:
+                raise error
+
+        this = asyncio.current_task()
+        assert this is not None
+        self._steered = Steered(self._scope.around(call), this)
+        await self._steered
+
+    def _stop(self, error: BaseException) -> None:
+        if self._steered is None:  # it is about to begin
+            self._loop.call_soon(self._stop, error)
+        else:
+            self._steered.throw_in(error)
 
 
 @contextmanager

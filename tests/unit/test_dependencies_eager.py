@@ -2,12 +2,14 @@
 
 import asyncio
 import contextvars
+import signal
 import threading
 from collections.abc import AsyncIterator, Iterator
 from typing import Annotated, Any
 from uuid import uuid4
 
 import pytest
+from celery.exceptions import SoftTimeLimitExceeded
 from fastapi import Depends, FastAPI, Request
 
 from celeriac import Celery, TaskContext
@@ -146,3 +148,31 @@ def test_no_thread_is_left(celery: Celery) -> None:
     names = [thread.name for thread in threading.enumerate() if thread.name.startswith("celeriac")]
     assert names == []
     assert threading.active_count() <= before + 1
+
+
+@pytest.mark.parametrize("where", ["opening", "closing"])
+def test_what_is_raised_in_a_functions_thread_is_raised_in_its_dependencies(
+    celery: Celery, where: str
+) -> None:
+    async def slow(_: Annotated[int, Depends(get_number)]) -> AsyncIterator[None]:
+        if where == "opening":
+            await asyncio.sleep(10)
+            log.append("too late")
+        yield
+        await asyncio.sleep(10)
+
+    @celery.task
+    def works(_: Annotated[None, Depends(slow)]) -> None:
+        log.append("ran")
+
+    def limit(*_: Any) -> None:
+        raise SoftTimeLimitExceeded
+
+    former = signal.signal(signal.SIGALRM, limit)
+    signal.setitimer(signal.ITIMER_REAL, 0.5)
+    try:
+        result = works.apply()
+    finally:
+        signal.signal(signal.SIGALRM, former)
+    assert isinstance(result.result, SoftTimeLimitExceeded)
+    assert log == ["open", *["ran"] * (where == "closing"), "rollback: SoftTimeLimitExceeded", "close"]
