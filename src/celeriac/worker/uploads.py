@@ -10,6 +10,7 @@ from collections.abc import AsyncIterator, Collection, Iterable, Sequence
 from datetime import UTC, datetime
 from typing import Any, BinaryIO
 
+from celery import states
 from celery.utils.log import get_logger
 
 from celeriac.arguments import ArgumentSchema
@@ -17,6 +18,7 @@ from celeriac.errors import CeleriacError, StorageUnavailable
 from celeriac.opening import put_in, upload, wanted
 from celeriac.protocol.settlement import Action, Outcome
 from celeriac.stores.base import Store
+from celeriac.stores.records import TaskRecord
 from celeriac.task import Task
 from celeriac.uploads.reference import Reference, references_in
 from celeriac.uploads.storage import Storage
@@ -140,11 +142,13 @@ async def sweep(storage: Storage, store: Store, *, now: float | None = None) -> 
 async def _needed(store: Store, task_ids: Collection[str], before: float) -> set[str]:
     limit = datetime.fromtimestamp(before, UTC)
     records = await store.get(list(task_ids))
-    return {
-        task_id
-        for task_id, record in records.items()
-        if not record.ready or (record.finished_at is not None and record.finished_at > limit)
-    }
+
+    def is_needed(record: TaskRecord) -> bool:
+        if not record.ready or (record.finished_at is not None and record.finished_at > limit):
+            return True
+        return store.expires is None and record.state == states.FAILURE  # it may be replayed for ever
+
+    return {task_id for task_id, record in records.items() if is_needed(record)}
 
 
 def _mentions_files(task: Any) -> bool:

@@ -142,6 +142,19 @@ async def test_the_sweep_leaves_what_is_still_needed(storage: Storage, celery: C
     assert left == {"waiting", "running", "dead"}
 
 
+async def test_where_records_stay_for_ever_the_files_of_dead_letters_do(
+    storage: Storage, celery: Celery
+) -> None:
+    celery.conf.result_expires = None
+    async with celery:
+        store = celery.store
+        for task_id, state in (("done", "SUCCESS"), ("dead", "FAILURE")):
+            await stored(storage, task_id)
+            await store.transition([Transition(task_id=task_id, state=state, at=time.time(), name="t")])
+        assert await sweep(storage, store, now=time.time() + 90_000) == 1
+    assert [task_id for task_id, _ in await storage.contents(time.time() + 1)] == ["dead"]
+
+
 async def test_the_sweep_leaves_what_is_not_ours(tmp_path: Path, celery: Celery) -> None:
     storage = Storage(str(tmp_path / "up"))
     await stored(storage)
