@@ -81,8 +81,9 @@ class Publisher:
 
     async def drain(self) -> None:
         """Wait for what is under way."""
-        while self._flushes:
-            await asyncio.wait(self._flushes)
+        while self._waiting or self._flushes:
+            # What was submitted in this tick is no flush yet.
+            await (asyncio.wait(self._flushes) if self._flushes else asyncio.sleep(0))
 
     def _submit(self, call: Call, deadline: float) -> asyncio.Future[None]:
         loop = asyncio.get_running_loop()

@@ -1,4 +1,4 @@
-"""What becomes of a message and its record when the deadline comes first."""
+"""What becomes of a message and its record when the deadline comes first, or the end."""
 
 from __future__ import annotations
 
@@ -82,6 +82,20 @@ async def test_a_task_that_is_not_started_over_keeps_how_it_ended(celery: Celery
 
     assert await count(celery) == (0, 1)
     assert await handle.record() == before
+
+
+async def test_closing_waits_for_what_was_enqueued_in_the_same_tick(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    app = Celery("shop", broker=f"sqlite:///{tmp_path / 'celery.db'}", set_as_current=False)
+    async with app:
+        enqueueing = asyncio.create_task(app.enqueue("shop.add", (1, 2)))
+        await asyncio.sleep(0)
+    await enqueueing
+
+    async with app:
+        assert await count(app) == (1, 1)
+    assert not caplog.records
 
 
 @pytest.fixture
