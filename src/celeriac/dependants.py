@@ -1,7 +1,7 @@
 """FastAPI's dependencies outside of a request: the only file that touches what FastAPI does not document.
 
-Each name with its upstream symbol. ``tests/unit/test_dependants.py`` pins every one of them, so that an upgrade of
-FastAPI fails there and not in a worker. Importing this file imports FastAPI.
+Each name with its upstream symbol. ``tests/unit/dependencies/test_dependants.py`` pins every one of them, so that an
+upgrade of FastAPI fails there and not in a worker. Importing this file imports FastAPI.
 """
 
 from __future__ import annotations

@@ -6,7 +6,7 @@ import asyncio
 import logging
 import sys
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from contextvars import ContextVar
 from dataclasses import dataclass, field
 from typing import Any, NoReturn
@@ -169,5 +169,11 @@ def _is_opened_by(app: Any, celery: Any) -> bool:
             continue
         seen.add(id(context))
         ahead.append(getattr(context, "__wrapped__", None))
-        ahead.extend(cell.cell_contents for cell in getattr(context, "__closure__", None) or ())
+        ahead.extend(_enclosed(context))
     return False
+
+
+def _enclosed(function: Any) -> Iterator[Any]:
+    for cell in getattr(function, "__closure__", None) or ():
+        with suppress(ValueError):  # a name that has no value yet
+            yield cell.cell_contents

@@ -8,7 +8,6 @@ import logging
 import weakref
 from collections.abc import AsyncIterator
 from typing import Annotated, Any, Optional
-from uuid import uuid4
 
 import pytest
 from celery import signals
@@ -16,7 +15,7 @@ from fastapi import Depends, FastAPI, Header, Request, Security
 from fastapi.requests import HTTPConnection
 from fastapi.security import APIKeyHeader, SecurityScopes
 from starlette.exceptions import HTTPException
-from tests.unit.sessions import (
+from tests.unit.dependencies.sessions import (
     Session,
     SessionDependency,
     Settings,
@@ -31,20 +30,6 @@ from celeriac.errors import InvalidArguments
 from celeriac.fastapi.context import task_context
 from celeriac.task import Task
 from celeriac.worker.embedded import run_embedded
-
-
-@pytest.fixture(autouse=True)
-def _empty_log() -> None:
-    log.clear()
-
-
-@pytest.fixture
-def celery() -> Celery:
-    url = f"memory://{uuid4()}"
-    app = Celery("dependencies", broker=url, backend=url, set_as_current=False)
-    app.conf.celeriac_shutdown_grace = 0.3
-    return app
-
 
 # -- how tasks get them ------------------------------------------------------------------------------------------
 

@@ -3,14 +3,13 @@
 import asyncio
 from collections.abc import AsyncIterator
 from typing import Annotated, Any
-from uuid import uuid4
 
 import pytest
 from celery import signals
 from celery.exceptions import Ignore
 from fastapi import Depends
 from starlette.exceptions import HTTPException
-from tests.unit.sessions import (
+from tests.unit.dependencies.sessions import (
     Session,
     SessionDependency,
     log,
@@ -19,20 +18,6 @@ from tests.unit.sessions import (
 
 from celeriac import Celery
 from celeriac.task import Task
-
-
-@pytest.fixture(autouse=True)
-def _empty_log() -> None:
-    log.clear()
-
-
-@pytest.fixture
-def celery() -> Celery:
-    url = f"memory://{uuid4()}"
-    app = Celery("dependencies", broker=url, backend=url, set_as_current=False)
-    app.conf.celeriac_shutdown_grace = 0.3
-    return app
-
 
 # -- how they end ------------------------------------------------------------------------------------------------
 

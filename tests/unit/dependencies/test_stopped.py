@@ -4,13 +4,12 @@ import asyncio
 import threading
 from collections.abc import AsyncIterator, Iterator
 from typing import Annotated, Any
-from uuid import uuid4
 
 import pytest
 from anyio.to_thread import current_default_thread_limiter
 from celery.exceptions import SoftTimeLimitExceeded
 from fastapi import Depends
-from tests.unit.sessions import (
+from tests.unit.dependencies.sessions import (
     SessionDependency,
     log,
     working,
@@ -18,20 +17,6 @@ from tests.unit.sessions import (
 
 from celeriac import Celery
 from celeriac.errors import TaskRevoked
-
-
-@pytest.fixture(autouse=True)
-def _empty_log() -> None:
-    log.clear()
-
-
-@pytest.fixture
-def celery() -> Celery:
-    url = f"memory://{uuid4()}"
-    app = Celery("dependencies", broker=url, backend=url, set_as_current=False)
-    app.conf.celeriac_shutdown_grace = 0.3
-    return app
-
 
 # -- how they are stopped ----------------------------------------------------------------------------------------
 
