@@ -19,13 +19,12 @@ import pydantic
 from pydantic import (
     PydanticSchemaGenerationError,
     PydanticUserError,
-    SecretBytes,
-    SecretStr,
     TypeAdapter,
     ValidationError,
 )
 from pydantic_core import to_jsonable_python
 
+from celeriac.masking import hides, refuse_hidden
 from celeriac.protocol import codec
 
 __all__ = [
@@ -57,20 +56,23 @@ class Converter:
     """Converts the values of one annotation.
 
     ``exact`` are the types whose values are JSON already and right as they are, ``open`` those that are right but may
-    hold anything. Without an ``adapter`` everything is right.
+    hold anything. Without an ``adapter`` everything is right. ``hides`` says that there may be a secret in a value.
     """
 
-    __slots__ = ("adapter", "exact", "open")
+    __slots__ = ("adapter", "exact", "hides", "open")
 
     def __init__(
         self,
         adapter: TypeAdapter[Any] | None = None,
         exact: frozenset[type] = _SCALARS,
         open: frozenset[type] = frozenset(),  # noqa: A002
+        *,
+        hides: bool = False,
     ) -> None:
         self.adapter = adapter
         self.exact = exact
         self.open = open
+        self.hides = hides
 
     def dump(self, value: Any) -> Any:
         """A value as a JSON value. Raises ValidationError, and ValueError for what JSON cannot take."""
@@ -82,8 +84,8 @@ class Converter:
         value = self.adapter.validate_python(value)
         if type(value) in _SCALARS:
             return value
-        if isinstance(value, (SecretStr, SecretBytes)):
-            raise ValueError("a secret would arrive as asterisks; send what it is found by")
+        if self.hides:
+            refuse_hidden(self.adapter.dump_python(value))
         try:
             return self.adapter.dump_python(value, **_DUMPED)
         except ValueError:  # bytes that are no text; kombu's JSON has a form for them
@@ -142,7 +144,7 @@ def converter_of(annotation: Any) -> Converter:
     except Exception:  # noqa: BLE001 - the annotation is the user's and may be anything
         return ANY
     members = _members(annotation)
-    return Converter(adapter, members & _SCALARS, members & _CONTAINERS)
+    return Converter(adapter, members & _SCALARS, members & _CONTAINERS, hides=hides(annotation))
 
 
 def resolve(annotation: Any, function: Callable[..., Any]) -> Any:
@@ -216,6 +218,7 @@ def _is_flat(value: list[Any] | dict[Any, Any]) -> bool:
 
 
 def _jsonable(value: Any) -> Any:
+    refuse_hidden(value)
     try:
         return codec.write_text(value)
     except TypeError:

@@ -19,7 +19,7 @@ import typing_extensions
 from celery.result import AsyncResult, GroupResult, result_from_tuple
 from fastapi import File, UploadFile
 from kombu.exceptions import EncodeError
-from pydantic import BaseModel, ConfigDict, EmailStr, Field, SecretStr, computed_field
+from pydantic import BaseModel, ConfigDict, EmailStr, Field, PlainSerializer, SecretStr, computed_field
 
 from celeriac.arguments import ArgumentSchema
 from celeriac.errors import ConfigurationError, InvalidArguments
@@ -354,9 +354,38 @@ def test_bytes_that_are_no_text_arrive() -> None:
     assert accept(bytes).load(*codec.loads(codec.dumps([args, kwargs]))) == ((b"\x00\xff",), {})
 
 
-def test_a_secret_is_refused_rather_than_masked() -> None:
+class Login(BaseModel):
+    name: str
+    password: SecretStr | None = None
+
+
+class SpokenLogin(BaseModel):
+    password: Annotated[SecretStr, PlainSerializer(lambda it: it.get_secret_value())]
+
+
+@pytest.mark.parametrize(
+    ("annotation", "value"),
+    [
+        (SecretStr, "hidden"),
+        (Login, Login(name="ada", password=SecretStr("hidden"))),
+        (list[Login], [{"name": "ada", "password": "hidden"}]),
+        (Any, Login(name="ada", password=SecretStr("hidden"))),
+        (Any, {"key": [SecretStr("hidden")]}),
+    ],
+)
+def test_a_secret_is_refused_rather_than_masked(annotation: Any, value: Any) -> None:
     with pytest.raises(InvalidArguments, match="asterisks"):
-        accept(SecretStr).dump(("hidden",), {})
+        accept(annotation).dump((value,), {})
+
+
+def test_what_may_hold_a_secret_and_holds_none_arrives() -> None:
+    assert accept(Login).dump((Login(name="ada"),), {})[0] == [{"name": "ada", "password": None}]
+
+
+def test_a_secret_that_says_how_it_is_written_arrives() -> None:
+    login = SpokenLogin(password=SecretStr("told"))
+    assert accept(SpokenLogin).dump((login,), {})[0] == [{"password": "told"}]
+    assert accept(Any).dump((login,), {})[0] == [{"password": "told"}]
 
 
 def test_annotations_may_be_defined_later_or_not_at_all() -> None:

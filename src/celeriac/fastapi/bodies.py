@@ -16,11 +16,7 @@ from pydantic import (
     BaseModel,
     ConfigDict,
     Field,
-    PlainSerializer,
-    SecretBytes,
-    SecretStr,
     TypeAdapter,
-    WrapSerializer,
     create_model,
 )
 from pydantic.errors import PydanticInvalidForJsonSchema, PydanticUserError
@@ -28,6 +24,7 @@ from pydantic.fields import FieldInfo
 
 from celeriac.arguments import ArgumentSchema
 from celeriac.errors import ConfigurationError
+from celeriac.masking import hides
 from celeriac.task import Task
 
 __all__ = ["CallBody", "annotation_of", "refuse_unreadable"]
@@ -162,7 +159,7 @@ def annotation_of(
             f"{where} is of a type that no JSON describes ({annotation!r});"
             " make it a dependency or a TaskContext, or give it a type that pydantic knows."
         ) from exc
-    if _is_secret(annotation):
+    if hides(annotation):
         raise ConfigurationError(
             f"{where} is a secret or has one in it, which would arrive as asterisks;"
             " let the task take what the secret is found by."
@@ -173,29 +170,6 @@ def annotation_of(
             " write it after the = by itself, and what else is said of the parameter in Annotated[…]."
         )
     return annotation
-
-
-def _is_secret(annotation: Any, within: tuple[type, ...] = ()) -> bool:
-    if isinstance(annotation, type) and issubclass(annotation, (SecretStr, SecretBytes)):
-        return True
-    if isinstance(annotation, type) and issubclass(annotation, BaseModel):
-        inner = () if annotation in within else _as_they_are(annotation)
-        return any(_is_secret(each, (*within, annotation)) for each in inner)
-    return any(_is_secret(each, within) for each in get_args(annotation))
-
-
-def _as_they_are(model: type[BaseModel]) -> list[Any]:
-    """What annotates the fields that the model has no word of its own for when it is written."""
-    decorators = model.__pydantic_decorators__
-    if decorators.model_serializers:
-        return []
-    told = {name for each in decorators.field_serializers.values() for name in each.info.fields}
-    return [
-        field.annotation
-        for name, field in model.model_fields.items()
-        if not {name, "*"} & told
-        and not any(isinstance(each, (PlainSerializer, WrapSerializer)) for each in field.metadata)
-    ]
 
 
 def _is_fields_default(annotation: Any, default: Any) -> bool:
