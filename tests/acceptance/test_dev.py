@@ -10,6 +10,7 @@ import socket
 import subprocess
 import sys
 import time
+from collections.abc import Iterator
 from pathlib import Path
 
 import psutil
@@ -43,6 +44,15 @@ def test_one_command_serves_works_and_beats(quickstart: Quickstart) -> None:
     assert "\x1b" not in process.output  # no colours into a pipe
 
 
+@pytest.fixture
+def _heard() -> Iterator[None]:
+    """Have children hear of SIGHUP, also where the tests run under nohup: they would inherit that it is ignored."""
+    before = signal.signal(signal.SIGHUP, signal.SIG_DFL)
+    yield
+    signal.signal(signal.SIGHUP, before)
+
+
+@pytest.mark.usefixtures("_heard")
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGHUP])
 def test_a_signal_ends_all_of_it(quickstart: Quickstart, number: int) -> None:
     process = start_and_wait(quickstart)
