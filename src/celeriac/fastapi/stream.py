@@ -23,7 +23,7 @@ from celeriac.stores.records import READY_STATES, TaskEvent, TaskRecord
 __all__ = ["PAGE", "EventStream", "Told", "open_stream"]
 
 PAGE = 100  # events at most
-_FIRST_PAGE = 10  # events, as long as nobody knows how large they are
+_FIRST_PAGE = 4  # events, as long as nobody knows how large they are
 _HELD = 262_144  # bytes that a page of events should not exceed
 _CHUNK = 16_384  # bytes from which on no further event is told in the same breath
 _RETRY = 1.0  # seconds between two attempts at a store that is away
@@ -164,7 +164,8 @@ class EventStream:
             size += len(told[-1].data)
         if told:
             self._after = told[-1].id
-            self._limit = min(PAGE, max(1, _HELD * len(told) // max(size, 1)))
+            # By steps: after some that are small there may be large ones, and there may be many clients.
+            self._limit = min(PAGE, 2 * self._limit, max(1, _HELD * len(told) // max(size, 1)))
         return told
 
     async def _read(self) -> None:
@@ -176,6 +177,7 @@ class EventStream:
     async def _wait(self, seconds: float) -> Ring:
         if self._over:
             return Ring.OVER
+        self._limit = min(self._limit, _FIRST_PAGE)  # what is to come may be of another size
         try:
             # No task of its own: there may be many thousand streams. A flag stays up when its wait is cancelled.
             async with asyncio.timeout(seconds) as self._sleep:
