@@ -95,7 +95,13 @@ class Connections:
     def make_broker(self) -> Broker:
         """A broker of the app's settings, not open yet."""
         settings = self._app.settings
-        return broker_for(settings.broker_url, lease=settings.lease, options=settings.transport_options)
+        return broker_for(
+            settings.broker_url,
+            lease=settings.lease,
+            options=settings.transport_options,
+            kept_in=settings.kept_in,
+            kept_with=settings.result_transport_options,
+        )
 
     def make_store(self) -> Store:
         """A store of the app's settings, not open yet."""

@@ -10,7 +10,7 @@ it; nobody changes one that was made.
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Collection, Sequence
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass
 
 from celeriac.protocol.exchanges import Binding
@@ -31,7 +31,11 @@ __all__ = [
 
 @dataclass(frozen=True, slots=True)
 class Capabilities:
-    """What a broker can do by itself; the rest is made good above it or refused with a reason."""
+    """What a broker can do by itself; the rest is made good above it or refused with a reason.
+
+    ``atomic``: whether a batch is published all or none. ``fanout``: whether remote control and events reach other
+    processes. ``peek``: whether what is delayed can be looked at, counted and purged.
+    """
 
     delay: bool = True
     priority: bool = True
@@ -40,6 +44,10 @@ class Capabilities:
     dead_letters: bool = True
     between_processes: bool = True
     durable: bool = True
+    atomic: bool = True
+    exchanges: bool = True
+    fanout: bool = True
+    peek: bool = True
 
 
 @dataclass(slots=True)
@@ -184,6 +192,20 @@ class Broker(ABC):
     @abstractmethod
     async def renew(self, tags: Sequence[str]) -> Collection[str]:
         """Start the leases of these deliveries anew. Returns the tags that were void."""
+
+    @abstractmethod
+    def renewer(self) -> Broker | None:
+        """Another client, not open yet, by which a thread of its own renews the leases of this one's deliveries.
+
+        ``None`` where nothing need be renewed: a delivery is its consumer's as long as the connection lives.
+        """
+
+    def on_lost(self, listener: Callable[[Collection[str]], None]) -> None:  # noqa: B027 - most have nothing to tell
+        """Have ``listener`` called, on the broker's loop, with tags that became void before their lease ended.
+
+        Where a delivery belongs to a connection, the end of the connection hands it to somebody else. Nothing to tell
+        where leases alone decide.
+        """
 
     @abstractmethod
     async def size(self, queue: str) -> int:

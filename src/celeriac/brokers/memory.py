@@ -31,6 +31,7 @@ class MemoryBroker(Broker):
 
     def __init__(self, name: str = "", *, lease: float = 30.0) -> None:
         self.lease = lease
+        self._name = name
         self._shared = MemoryQueues.named(name)
         self._topology = MemoryTopology.named(name)
         self._opened = False
@@ -114,6 +115,10 @@ class MemoryBroker(Broker):
     async def renew(self, tags: Sequence[str]) -> Collection[str]:
         """Start the leases of these deliveries anew. Returns the void tags."""
         return self._queues.renew(tags, self.lease, self._shared.now())
+
+    def renewer(self) -> MemoryBroker:
+        """A second client of the same queues."""
+        return MemoryBroker(self._name, lease=self.lease)
 
     async def size(self, queue: str) -> int:
         """How many messages wait to be delivered now."""

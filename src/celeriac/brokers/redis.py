@@ -75,6 +75,7 @@ class RedisBroker(Broker):
     def __init__(self, url: str, *, lease: float = 30.0, options: Mapping[str, Any] | None = None) -> None:
         options = options or {}
         self.lease = lease
+        self._url, self._options = url, options
         self._server = Server.from_url(url, options)
         self._layout = Layout(options, self._server.db)
         self._exchanges = ExchangeLayout(self._layout, options, self._server.db)
@@ -264,6 +265,10 @@ class RedisBroker(Broker):
         if not tags:
             return ()
         return {tag.decode() for tag in await self._run(_RENEW, self.lease, *tags)}
+
+    def renewer(self) -> RedisBroker:
+        """A second client of the same queues."""
+        return RedisBroker(self._url, lease=self.lease, options=self._options)
 
     async def size(self, queue: str) -> int:
         """How many messages wait to be delivered now."""

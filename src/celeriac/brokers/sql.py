@@ -145,6 +145,10 @@ class SQLBroker(Broker):
             lambda connection: messages.renew(connection, tags, self.lease, time.time())
         )
 
+    def renewer(self) -> SQLBroker:
+        """A second client of the same queues."""
+        return SQLBroker(self._url, lease=self.lease)
+
     async def size(self, queue: str) -> int:
         """How many messages wait to be delivered now."""
         return await self._database.read(lambda connection: messages.size(connection, queue, time.time()))

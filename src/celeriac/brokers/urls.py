@@ -6,28 +6,46 @@ from collections.abc import Mapping
 from typing import Any
 from urllib.parse import unquote, urlsplit
 
+from kombu.transport import TRANSPORT_ALIASES
+
 from celeriac.brokers.base import Broker
+from celeriac.config import DEFAULT_BROKER_URL
 from celeriac.errors import ConfigurationError
 from celeriac.redis.server import SCHEMES
 
 __all__ = ["broker_for"]
 
 _SUPPORTED = (
-    "Supported are redis://host:port/db (also rediss://, valkey://, unix:// and sentinel://), "
-    "sqlite:///relative/path.db, sqlite:////absolute/path.db, memory:// and memory://name."
+    "Supported are redis://host:port/db (also rediss://, valkey://, unix:// and sentinel://), amqp://host:port/vhost "
+    "(also amqps://), sqlite:///relative/path.db, sqlite:////absolute/path.db, memory:// and memory://name, and every "
+    "other transport that kombu knows: sqs://, confluentkafka://, zookeeper://, sqla+postgresql://, filesystem://, …"
 )
 
+#: How kombu names RabbitMQ's protocol.
+_AMQP = frozenset({"amqp", "amqps", "pyamqp"})
 
-def broker_for(url: str, *, lease: float = 30.0, options: Mapping[str, Any] | None = None) -> Broker:
+
+def broker_for(
+    url: str,
+    *,
+    lease: float = 30.0,
+    options: Mapping[str, Any] | None = None,
+    kept_in: str = DEFAULT_BROKER_URL,
+    kept_with: Mapping[str, Any] | None = None,
+) -> Broker:
     """The broker that ``url`` names, not yet open.
 
     Args:
-        url: ``redis://host:port/db``, ``sqlite:///file.db`` or ``memory://name``.
+        url: ``redis://host:port/db``, ``amqp://host:port/vhost``, ``sqlite:///file.db``, ``memory://name``, or any
+            other URL that kombu has a transport for.
         lease: Seconds that a delivery belongs to its consumer unless renewed.
         options: Celery's ``broker_transport_options``; what a broker does not know it ignores.
+        kept_in: The URL, ``sqlite://``, ``redis://`` or ``memory://``, of the place where messages wait that a kombu
+            transport cannot keep itself: delayed ones, dead letters.
+        kept_with: Transport options of that place.
 
     Raises:
-        ConfigurationError: The URL names no broker, or one that is not supported.
+        ConfigurationError: The URL names no broker, or one that is not supported, or its extra is missing.
     """
     scheme = url.partition(":")[0].lower()
     if scheme == "sqlite":
@@ -42,12 +60,15 @@ def broker_for(url: str, *, lease: float = 30.0, options: Mapping[str, Any] | No
         from celeriac.brokers.redis import RedisBroker
 
         return RedisBroker(url, lease=lease, options=options)
-    if scheme.startswith(("sqla+", "sqlalchemy+")):
-        plain = url.partition("+")[2]
-        raise ConfigurationError(
-            f"{scheme}:// is kombu's SQLAlchemy transport, with tables of its own that celeriac does not read. "
-            f"Use {plain!r} instead, everywhere. {_SUPPORTED}"
-        )
+    if scheme in _AMQP:
+        from celeriac.brokers.amqp import AMQPBroker  # type: ignore[import-not-found]
+
+        return AMQPBroker(url, lease=lease, options=options)  # type: ignore[no-any-return]
+    if scheme.partition("+")[0] in TRANSPORT_ALIASES:
+        from celeriac.brokers.kombu import KombuBroker  # type: ignore[import-not-found]
+
+        keeper = broker_for(kept_in, lease=lease, options=kept_with)
+        return KombuBroker(url, lease=lease, options=options, keeper=keeper)  # type: ignore[no-any-return]
     raise ConfigurationError(f"There is no broker for {scheme!r} URLs. {_SUPPORTED}")
 
 

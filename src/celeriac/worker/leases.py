@@ -23,16 +23,16 @@ logger = get_logger(__name__)
 
 
 class LeaseKeeper:
-    """Renews every held delivery each third of a lease.
+    """Renews every held delivery each third of a lease, where the broker's deliveries have to be renewed.
 
-    ``on_lost`` is called on the worker's loop with the tags whose lease had ended all the same.
+    ``on_lost`` is called on the worker's loop with the tags whose lease had ended all the same, or that went back with
+    a connection.
     """
 
-    def __init__(
-        self, make_broker: Callable[[], Broker], lease: float, on_lost: Callable[[Collection[str]], None]
-    ) -> None:
-        self._make_broker = make_broker
-        self._interval = lease / 3
+    def __init__(self, broker: Broker, on_lost: Callable[[Collection[str]], None]) -> None:
+        self._renewer = broker.renewer()
+        broker.on_lost(self._went_back)
+        self._interval = broker.lease / 3
         self._on_lost = on_lost
         self._held: dict[str, float] = {}  # tag → when its lease began, monotonic
         self._loop = asyncio.get_running_loop()
@@ -43,10 +43,13 @@ class LeaseKeeper:
 
     def start(self) -> None:
         """Begin."""
-        self._thread.start()
+        if self._renewer is not None:
+            self._thread.start()
 
     async def stop(self) -> None:
         """End; what is still held comes back when its lease ends."""
+        if self._renewer is None:
+            return
         await self._loop.run_in_executor(None, self._ready.wait)
         if self._own_loop is not None and self._stopping is not None:
             with contextlib.suppress(RuntimeError):
@@ -61,13 +64,18 @@ class LeaseKeeper:
         """A delivery was settled."""
         self._held.pop(tag, None)
 
-    def _main(self) -> None:
-        asyncio.run(self._keep())
+    def _went_back(self, tags: Collection[str]) -> None:
+        lost = {tag for tag in tags if self._held.pop(tag, None) is not None}
+        if lost:
+            self._on_lost(lost)
 
-    async def _keep(self) -> None:
+    def _main(self) -> None:
+        if self._renewer is not None:
+            asyncio.run(self._keep(self._renewer))
+
+    async def _keep(self, broker: Broker) -> None:
         self._own_loop, self._stopping = asyncio.get_running_loop(), asyncio.Event()
         self._ready.set()
-        broker = self._make_broker()
         opened = False
         try:
             while not self._stopping.is_set():

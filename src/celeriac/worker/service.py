@@ -99,7 +99,7 @@ class Service:
         self.slots = Slots(self.pool.limit)
         self.rates = Rates(self.slots, disabled=bool(self._controller.disable_rate_limits))
         self.actions.on_rate_limit(None)
-        self._leases = LeaseKeeper(self.app._connections.make_broker, connection.broker.lease, self._on_lost)
+        self._leases = LeaseKeeper(connection.broker, self._on_lost)
         self._records = RecordWriter(connection.store, self.app._connections.now)
         self._settler = Settler(connection.broker, self._leases.release)
         self.reporter = Reporter(self._consumer)
