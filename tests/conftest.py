@@ -7,9 +7,26 @@ from pathlib import Path
 
 import pytest
 from blockbuster import BlockBuster, blockbuster_ctx
-from tests.services import certificates, redis_sentinel, redis_server, redis_url
+from tests.services import (
+    certificates,
+    rabbitmq,
+    rabbitmq_server,
+    rabbitmq_url,
+    redis_sentinel,
+    redis_server,
+    redis_url,
+)
 
-__all__ = ["certificates", "database_url", "redis_sentinel", "redis_server", "redis_url"]
+__all__ = [
+    "certificates",
+    "database_url",
+    "rabbitmq",
+    "rabbitmq_server",
+    "rabbitmq_url",
+    "redis_sentinel",
+    "redis_server",
+    "redis_url",
+]
 
 
 @pytest.fixture(autouse=True)

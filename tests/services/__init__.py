@@ -7,16 +7,26 @@ The fixtures among these names become known by importing them into a conftest.py
 from __future__ import annotations
 
 from tests.services.certificates import Certificates, make_certificates
-from tests.services.fixtures import certificates, redis_sentinel, redis_server, redis_url
+from tests.services.fixtures import (
+    certificates,
+    rabbitmq,
+    rabbitmq_server,
+    rabbitmq_url,
+    redis_sentinel,
+    redis_server,
+    redis_url,
+)
 from tests.services.ports import ReservedPort
 from tests.services.programs import missing, program
 from tests.services.proxy import Proxy
+from tests.services.rabbitmq import RabbitMQServer
 from tests.services.redis import RedisServer, running_redis
 from tests.services.sentinel import RedisSentinel
 
 __all__ = [
     "Certificates",
     "Proxy",
+    "RabbitMQServer",
     "RedisSentinel",
     "RedisServer",
     "ReservedPort",
@@ -24,6 +34,9 @@ __all__ = [
     "make_certificates",
     "missing",
     "program",
+    "rabbitmq",
+    "rabbitmq_server",
+    "rabbitmq_url",
     "redis_sentinel",
     "redis_server",
     "redis_url",

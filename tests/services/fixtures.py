@@ -6,10 +6,19 @@ from collections.abc import Iterator
 
 import pytest
 from tests.services.certificates import Certificates, make_certificates
+from tests.services.rabbitmq import RabbitMQServer, running_rabbitmq
 from tests.services.redis import RedisServer, running_redis
 from tests.services.sentinel import RedisSentinel
 
-__all__ = ["certificates", "redis_sentinel", "redis_server", "redis_url"]
+__all__ = [
+    "certificates",
+    "rabbitmq",
+    "rabbitmq_server",
+    "rabbitmq_url",
+    "redis_sentinel",
+    "redis_server",
+    "redis_url",
+]
 
 
 @pytest.fixture(scope="session")
@@ -37,3 +46,25 @@ def redis_sentinel() -> Iterator[RedisSentinel]:
 def certificates(tmp_path_factory: pytest.TempPathFactory) -> Certificates:
     """Certificates for 127.0.0.1 and localhost, by an authority that nobody else trusts."""
     return make_certificates(tmp_path_factory.mktemp("certificates"))
+
+
+@pytest.fixture(scope="session")
+def rabbitmq() -> Iterator[RabbitMQServer]:
+    """A RabbitMQ server that this test run has to itself; not to be stopped."""
+    with running_rabbitmq() as server:
+        yield server
+
+
+@pytest.fixture
+def rabbitmq_url(rabbitmq: RabbitMQServer) -> Iterator[str]:
+    """The URL of a virtual host that this test has to itself."""
+    url = rabbitmq.new_vhost()
+    yield url
+    rabbitmq.delete_vhost(url)
+
+
+@pytest.fixture
+def rabbitmq_server() -> Iterator[RabbitMQServer]:
+    """A RabbitMQ server that this test has to itself, to do with it what it likes."""
+    with running_rabbitmq() as server:
+        yield server

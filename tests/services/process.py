@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import os
 import shutil
 import signal
 import socket
@@ -49,6 +50,9 @@ class ServerProcess(Server):
 
     host = HOST
 
+    #: Seconds that it gets to answer, or to end.
+    patience = PATIENCE
+
     def __init__(self) -> None:
         self._reserved = ReservedPort()
         self.port = self._reserved.number
@@ -59,6 +63,10 @@ class ServerProcess(Server):
     @abstractmethod
     def _command(self) -> list[str]:
         """The command line that starts it."""
+
+    def _spawn_environment(self) -> dict[str, str] | None:
+        """The environment of its process, where it needs one of its own."""
+        return None
 
     @abstractmethod
     def _answer(self) -> bytes:
@@ -86,6 +94,9 @@ class ServerProcess(Server):
                 stdout=output,
                 stderr=subprocess.STDOUT,
                 cwd=self.folder,
+                env=self._spawn_environment(),
+                # One group: a server that is a script and what it has started.
+                process_group=0,
             )
         try:
             self.wait_for_answer(until)
@@ -125,7 +136,7 @@ class ServerProcess(Server):
 
     def wait_for_answer(self, answer: bytes) -> None:
         """Wait until it gives this answer; raise with its own words when it does not."""
-        deadline = time.monotonic() + PATIENCE
+        deadline = time.monotonic() + self.patience
         while time.monotonic() < deadline and self.running:
             with contextlib.suppress(OSError):
                 if self._answer().startswith(answer):
@@ -135,11 +146,12 @@ class ServerProcess(Server):
 
     def _signal(self, number: signal.Signals) -> None:
         if self._process is not None:
-            self._process.send_signal(number)
+            with contextlib.suppress(ProcessLookupError):
+                os.killpg(self._process.pid, number)
 
     def _wait_for_end(self) -> None:
         if self._process is not None:
-            self._process.wait(PATIENCE)
+            self._process.wait(self.patience)
             self._process = None
 
     def __repr__(self) -> str:

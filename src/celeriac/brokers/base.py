@@ -34,7 +34,8 @@ class Capabilities:
     """What a broker can do by itself; the rest is made good above it or refused with a reason.
 
     ``atomic``: whether a batch is published all or none. ``fanout``: whether remote control and events reach other
-    processes. ``peek``: whether what is delayed can be looked at, counted and purged.
+    processes. ``peek``: whether what is delayed can be looked at, counted and purged. ``shared_view``: whether each
+    client that looks sees all that waits; where a broker pushes messages, one of them has it.
     """
 
     delay: bool = True
@@ -48,6 +49,7 @@ class Capabilities:
     exchanges: bool = True
     fanout: bool = True
     peek: bool = True
+    shared_view: bool = True
 
 
 @dataclass(slots=True)

@@ -61,9 +61,9 @@ def broker_for(
 
         return RedisBroker(url, lease=lease, options=options)
     if scheme in _AMQP:
-        from celeriac.brokers.amqp import AMQPBroker  # type: ignore[import-not-found]
+        from celeriac.brokers.amqp import AMQPBroker
 
-        return AMQPBroker(url, lease=lease, options=options)  # type: ignore[no-any-return]
+        return AMQPBroker(url, lease=lease, options=options)
     if scheme.partition("+")[0] in TRANSPORT_ALIASES:
         from celeriac.brokers.kombu import KombuBroker  # type: ignore[import-not-found]
 

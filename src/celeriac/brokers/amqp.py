@@ -1,0 +1,341 @@
+"""RabbitMQ, by AMQP 0-9-1: quorum queues, publisher confirms, and the delayed delivery that Celery's own workers know.
+
+A delivery belongs to the connection that it came by: when that ends, however it ends, RabbitMQ hands the message to
+somebody else at once. So there are no leases to renew. Publishing has a connection of its own, because a server that is
+short of memory or disk stops reading from those that publish.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import math
+import time
+from collections.abc import Callable, Collection, Mapping, Sequence
+from dataclasses import replace
+from itertools import count
+from typing import Any
+from uuid import uuid4
+
+from celery.exceptions import QueueNotFound
+
+from celeriac.brokers.amqp_consuming import Arrival, Consuming, acknowledged, discarded, requeued
+from celeriac.brokers.amqp_dead import DeadLetters
+from celeriac.brokers.amqp_link import Link, place_of
+from celeriac.brokers.amqp_messages import (
+    DELIVERIES,
+    DUE,
+    burial,
+    deliveries_of,
+    due_of,
+    message_of,
+    properties_of,
+)
+from celeriac.brokers.amqp_publishing import Outgoing, Publishing, Unroutable
+from celeriac.brokers.amqp_topology import DEAD, Topology, delayed_place
+from celeriac.brokers.base import (
+    Broker,
+    Capabilities,
+    DeadLetter,
+    Delivery,
+    Publication,
+    Received,
+    Settlement,
+)
+from celeriac.errors import BrokerUnavailable
+from celeriac.protocol.exchanges import Binding, matching
+from celeriac.protocol.message import Message
+from celeriac.protocol.settlement import Action
+
+__all__ = ["AMQPBroker"]
+
+QUORUM: Mapping[str, Any] = {"x-queue-type": "quorum"}
+
+#: Seconds until a due time that a consumer waits out by itself: RabbitMQ delays by whole seconds.
+_SHORT = 2.0
+
+
+class AMQPBroker(Broker):
+    """A broker on a RabbitMQ server or cluster.
+
+    Args:
+        url: ``amqp://user:password@host:port/vhost``, or ``amqps://``; ``?heartbeat=seconds``.
+        lease: Seconds within which a silent connection is to be noticed.
+        options: Celery's ``broker_transport_options``; ``ssl`` among them as in ``broker_use_ssl``.
+        queue_arguments: Gives the arguments with which a queue is declared, by its name; quorum queues by default.
+        delay_queue_type: ``quorum`` or ``classic``, as ``broker_native_delayed_delivery_queue_type``.
+
+    Raises:
+        ConfigurationError: The URL or an option cannot work.
+    """
+
+    def __init__(
+        self,
+        url: str,
+        *,
+        lease: float = 30.0,
+        options: Mapping[str, Any] | None = None,
+        queue_arguments: Callable[[str], Mapping[str, Any]] = lambda _: QUORUM,
+        delay_queue_type: str = "quorum",
+    ) -> None:
+        self.lease = lease
+        place = place_of(url, options or {}, lease)
+        self.capabilities = Capabilities(
+            priority="x-max-priority" in queue_arguments(""), atomic=False, peek=False, shared_view=False
+        )
+        self._out = Link(place, self._publishing_lost)
+        self._in = Link(place, self._consuming_lost)
+        self._topology = Topology(self._out, queue_arguments, delay_queue_type)
+        self._publishing = Publishing(self._out)
+        self._consuming = Consuming(self._in, self._topology.queue, count())
+        self._letters = DeadLetters(self._out, self._topology, self._publishing)
+        self._opened = False
+
+    async def open(self) -> None:
+        """Be ready; connections are made when they are needed. Safe to call twice."""
+        self._opened = True
+
+    async def close(self) -> None:
+        """End the connections: what was not settled goes back to its queue. Safe to call twice."""
+        self._opened = False
+        self._consuming.listener = None
+        await asyncio.gather(self._in.close(), self._out.close())
+        self._topology.forget()
+        self._consuming.lose_all()
+
+    def _check(self) -> None:
+        if not self._opened:
+            raise BrokerUnavailable("The broker is not open.")
+
+    def _publishing_lost(self) -> None:
+        self._topology.forget()
+
+    def _consuming_lost(self) -> None:
+        self._consuming.lose_all()
+
+    def renewer(self) -> None:
+        """Nothing need be renewed."""
+
+    def on_lost(self, listener: Callable[[Collection[str]], None]) -> None:
+        """Have ``listener`` called with the tags of deliveries whose channel or connection has ended."""
+        self._consuming.listener = listener
+
+    # -- publishing ------------------------------------------------------------------------------------------------
+
+    async def publish(self, publications: Sequence[Publication]) -> None:
+        """Publish, and return when RabbitMQ has confirmed each message.
+
+        All are checked before one is sent, but they are no transaction. Raises TypeError for headers that AMQP cannot
+        express.
+        """
+        self._check()
+        # Those that may find no queue first: then nothing else has been published.
+        routed = [each for each in publications if not each.queue]
+        await self._publish([outgoing for each in routed for outgoing in await self._routed(each)])
+        await self._publish([await self._to_queue(each) for each in publications if each.queue])
+
+    async def _publish(self, batch: Sequence[Outgoing]) -> None:
+        if not batch:
+            return
+        try:
+            await self._publishing.send(batch)
+        except Unroutable as exc:
+            await self._again(exc.outgoing)
+
+    async def _again(self, lost: Sequence[Outgoing]) -> None:
+        """Publish what reached no queue to those that have been deleted since they were declared."""
+        for each in lost:
+            if each.exchange:
+                raise QueueNotFound(
+                    f"No queue is bound to the exchange {each.exchange!r} for the routing key {each.routing_key!r}: "
+                    "name it in task_queues, or start a worker that consumes from it."
+                )
+            self._topology.forget_queue(each.routing_key)
+            await self._topology.queue(each.routing_key)
+        try:
+            await self._publishing.send(lost)
+        except Unroutable as exc:
+            names = ", ".join(sorted({each.routing_key for each in exc.outgoing}))
+            raise BrokerUnavailable(
+                f"RabbitMQ returned messages to {names}: their queues were deleted."
+            ) from None
+
+    async def _to_queue(self, publication: Publication, extra: Mapping[str, Any] | None = None) -> Outgoing:
+        queue, due = publication.queue, publication.due
+        exchange, key, message = "", queue, publication.message
+        headers = dict(extra or {})
+        if due is not None and (left := due - time.time()) > 0:
+            headers[DUE] = due
+            if (seconds := math.floor(left)) >= 1:
+                await self._topology.delay(queue)
+                exchange, key = delayed_place(seconds, queue)
+                # Its time to live counts for where it waits, too, and its end there would be the end of the delay.
+                message = replace(message, properties={**message.properties, "expiration": None})
+        await self._topology.queue(queue)
+        properties = properties_of(message, publication.priority, self._publishing.new_id(), headers)
+        return Outgoing(exchange, key, properties, message.body)
+
+    async def _routed(self, publication: Publication) -> list[Outgoing]:
+        """A publication to an exchange; one that is delayed to the queues that its publisher knows of."""
+        key = publication.routing_key
+        if publication.due is not None and publication.due > time.time():
+            queues = matching(publication.bindings, key)
+            return [await self._to_queue(replace(publication, queue=queue)) for queue in queues]
+        for bound in publication.bindings:
+            await self._topology.bind(bound)
+        await self._topology.exchange(publication.exchange, publication.exchange_type)
+        properties = properties_of(publication.message, publication.priority, self._publishing.new_id())
+        mandatory = publication.exchange_type != "fanout"
+        return [Outgoing(publication.exchange, key, properties, publication.message.body, mandatory)]
+
+    async def bind(self, bindings: Sequence[Binding]) -> None:
+        """Declare exchanges, queues and bindings."""
+        self._check()
+        for bound in bindings:
+            await self._topology.bind(bound)
+
+    async def bindings(self, exchange: str) -> Sequence[Binding]:
+        """Nothing: RabbitMQ finds the queues itself, and AMQP cannot ask it for its bindings."""
+        return []
+
+    # -- receiving -------------------------------------------------------------------------------------------------
+
+    async def receive(self, queues: Sequence[str], limit: int) -> Received:
+        """Take what RabbitMQ has pushed.
+
+        It pushes as many messages of each queue as were asked for, so a worker of several queues may hold some that it
+        has no slot for yet.
+        """
+        self._check()
+        arrivals = await self._consuming.take(queues, limit)
+        deliveries = [each for arrival in arrivals if (each := await self._delivery(arrival)) is not None]
+        return Received(deliveries, self._consuming.next_due())
+
+    async def _delivery(self, arrival: Arrival) -> Delivery | None:
+        """A delivery, unless it has to wait for its time or to be counted."""
+        delivered = arrival.delivered
+        deliveries = deliveries_of(delivered)
+        due = due_of(delivered)
+        if due and due - time.time() > _SHORT:
+            # A stock client's, that knows nothing of delays.
+            await self._move(arrival, deliveries - 1, due)
+            return None
+        if due and due > time.time():
+            self._consuming.put_aside(arrival, due)
+            return None
+        headers = delivered.header.properties.headers or {}
+        if delivered.redelivered and "x-delivery-count" not in headers:
+            # A classic queue does not count. The copy does.
+            await self._move(arrival, deliveries, None)
+            return None
+        return Delivery(arrival.tag, arrival.queue, message_of(delivered, arrival.queue), deliveries)
+
+    async def _move(self, arrival: Arrival, deliveries: int, due: float | None) -> None:
+        await self._publish([await self._copy(arrival, deliveries, due)])
+        await self._consuming.end([(arrival.tag, acknowledged(arrival.number))])
+
+    async def _copy(self, arrival: Arrival, deliveries: int, due: float | None) -> Outgoing:
+        """A copy of a message for the end of its queue, that was delivered so often."""
+        message = message_of(arrival.delivered, arrival.queue)
+        publication = Publication(message, arrival.queue, priority=message.properties["priority"], due=due)
+        return await self._to_queue(publication, {DELIVERIES: deliveries} if deliveries else None)
+
+    async def wait(self, queues: Sequence[str], timeout: float | None = None) -> None:
+        """Return when a message was pushed, or may have become due."""
+        self._check()
+        loop = asyncio.get_running_loop()
+        deadline = None if timeout is None else loop.time() + timeout
+        await self._consuming.ensure(queues)
+        while not self._consuming.has(queues):
+            self._consuming.changed.clear()
+            due = self._consuming.next_due()
+            until = [loop.time() + max(0.0, due - time.time())] if due is not None else []
+            until += [deadline] if deadline is not None else []
+            try:
+                async with asyncio.timeout_at(min(until, default=None)):
+                    await self._consuming.changed.wait()
+            except TimeoutError:
+                if deadline is not None and loop.time() >= deadline:
+                    return
+            if not self._in.connected:
+                return  # whoever waits takes from then on, which connects again
+
+    # -- settling --------------------------------------------------------------------------------------------------
+
+    async def settle(self, settlements: Sequence[Settlement]) -> Collection[str]:
+        """Publish what deliveries leave behind, and end them when that is confirmed."""
+        self._check()
+        void, endings = [], []
+        left: list[Outgoing] = []
+        for each in settlements:
+            arrival = self._consuming.holding(each.tag)
+            if arrival is None:
+                void.append(each.tag)
+                continue
+            if each.publications:
+                await self.publish(each.publications)
+            frame = acknowledged(arrival.number)
+            if each.action is Action.DEAD_LETTER:
+                left.append(await self._buried(arrival, each.reason))
+            elif each.action is Action.DISCARD:
+                frame = discarded(arrival.number)
+            elif each.action is Action.REQUEUE:
+                if self._counts(arrival) and each.counted and each.due is None:
+                    frame = requeued(arrival.number)
+                else:
+                    done = deliveries_of(arrival.delivered) - (0 if each.counted else 1)
+                    left.append(await self._copy(arrival, done, each.due))
+            endings.append((each.tag, frame))
+        await self._publish(left)
+        await self._consuming.end(endings)
+        return void
+
+    def _counts(self, arrival: Arrival) -> bool:
+        return self._topology.is_quorum(arrival.queue)
+
+    async def _buried(self, arrival: Arrival, reason: str) -> Outgoing:
+        message = message_of(arrival.delivered, arrival.queue)
+        task_id = message.headers.get("id")
+        publication = Publication(message, arrival.queue, task_id=task_id if isinstance(task_id, str) else "")
+        await self._topology.queue(DEAD)
+        headers = burial(publication, reason, deliveries_of(arrival.delivered), uuid4().hex)
+        kept = Message(
+            message.headers,
+            {**message.properties, "expiration": None},
+            message.body,
+            message.content_type,
+            message.content_encoding,
+        )
+        properties = properties_of(kept, message.properties["priority"], self._publishing.new_id(), headers)
+        return Outgoing("", DEAD, properties, message.body)
+
+    async def renew(self, tags: Sequence[str]) -> Collection[str]:
+        """Say which tags are void; there is nothing to renew."""
+        return [tag for tag in tags if self._consuming.holding(tag) is None]
+
+    # -- looking ---------------------------------------------------------------------------------------------------
+
+    async def size(self, queue: str) -> int:
+        """How many messages are ready: what was pushed to a worker is not, started or not."""
+        self._check()
+        return await self._topology.size(queue)
+
+    async def purge(self, queue: str) -> int:
+        """Delete what is ready. What is delayed waits in queues that all queues share, and stays."""
+        self._check()
+        return await self._topology.purge(queue)
+
+    async def dead_letters(self, queue: str | None = None, limit: int = 100) -> Sequence[DeadLetter]:
+        """The dead letters, newest first; they are looked at one after the other, and put back."""
+        self._check()
+        return await self._letters.find(queue, limit)
+
+    async def replay(self, ids: Sequence[str]) -> int:
+        """Publish dead letters to their queues once more, and then take them out."""
+        self._check()
+        return await self._letters.replay(
+            ids,
+            lambda letter: self._to_queue(
+                Publication(letter.envelope, letter.queue, priority=letter.envelope.properties["priority"])  # type: ignore[union-attr,arg-type]
+            ),
+            self._publish,
+        )

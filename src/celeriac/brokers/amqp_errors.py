@@ -1,0 +1,87 @@
+"""What RabbitMQ, the network and the driver complain of, as one sentence with a cure."""
+
+from __future__ import annotations
+
+import asyncio
+import re
+import ssl
+
+from aiormq import exceptions as amqp
+
+from celeriac.errors import BrokerUnavailable
+
+__all__ = ["DRIVER_ERRORS", "explained", "is_other_arguments", "refused"]
+
+#: All that the driver raises when a server or a connection fails.
+DRIVER_ERRORS = (amqp.AMQPError, ConnectionError, OSError, EOFError, asyncio.InvalidStateError, RuntimeError)
+
+_PERMANENT_CODES = ("ACCESS_REFUSED", "NOT_ALLOWED", "access to vhost", "vhost")
+
+
+def refused(sentence: str) -> BrokerUnavailable:
+    """An error that waiting does not cure."""
+    error = BrokerUnavailable(sentence)
+    error.permanent = True
+    return error
+
+
+def is_other_arguments(exc: BaseException) -> bool:
+    """Whether a queue or an exchange is there already, declared in another way."""
+    return isinstance(exc, amqp.ChannelPreconditionFailed) and "inequivalent arg" in str(exc)
+
+
+def explained(exc: BaseException, place: str) -> BrokerUnavailable:
+    """The error for what went wrong with the server at ``place``, a URL without secrets."""
+    if isinstance(exc, BrokerUnavailable):
+        return exc
+    said = _said(exc)
+    cause = exc.__cause__ or exc
+    if (
+        isinstance(exc, amqp.AuthenticationError | amqp.ProbableAuthenticationError)
+        or "ACCESS_REFUSED" in said
+    ):
+        if "access to" in said:
+            return refused(
+                f"RabbitMQ at {place} does not let this user do that ({said}): grant it the permission."
+            )
+        return refused(f"RabbitMQ at {place} refused the login: check user and password in the broker's URL.")
+    if "NOT_ALLOWED" in said or "vhost" in said:
+        return refused(
+            f"RabbitMQ at {place} does not give this virtual host to this user ({said}): check the URL's path, create "
+            "the virtual host, or grant the user permissions on it."
+        )
+    if isinstance(cause, ssl.SSLError) or "SSL" in said or "TLS" in said:
+        return refused(
+            f"There is no TLS connection to RabbitMQ at {place} ({said}): check that the port speaks TLS and that "
+            "broker_use_ssl names the authority of its certificate."
+        )
+    if isinstance(exc, amqp.IncompatibleProtocolError) or "Unexpected AMQP protocol header" in said:
+        return refused(
+            f"What answers at {place} does not speak AMQP 0-9-1: check the port in the broker's URL."
+        )
+    if is_other_arguments(exc):
+        return refused(_other_arguments(said, place))
+    return BrokerUnavailable(f"RabbitMQ at {place} cannot be reached: {said or type(exc).__name__}.")
+
+
+def _other_arguments(said: str, place: str) -> str:
+    found = re.search(
+        r"inequivalent arg '([^']*)' for (\w+) '([^']*)' .*?: received (.*) but current is (.*)", said
+    )
+    if found is None:
+        return f"RabbitMQ at {place} has a queue that was declared otherwise: {said}."
+    argument, what, name, ours, theirs = found.groups()
+    cure = (
+        'set task_default_queue_type = "classic" (or declare it in task_queues as it is)'
+        if argument == "x-queue-type" and "classic" in theirs
+        else "declare it in task_queues as it is"
+    )
+    return (
+        f"The {what} {name!r} exists in RabbitMQ at {place} with another {argument} ({theirs.rstrip('.')}, here it is "
+        f"{ours}): {cure}, or delete it there once it is empty."
+    )
+
+
+def _said(exc: BaseException) -> str:
+    words = [str(part) for part in exc.args if part not in (None, "")] or [str(exc)]
+    return " ".join(words).strip().rstrip(".")

@@ -1,0 +1,193 @@
+"""Between the port's messages and what AMQP 0-9-1 carries."""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Mapping
+from dataclasses import replace
+from datetime import UTC, datetime
+from typing import Any
+
+from aiormq.abc import DeliveredMessage
+from pamqp import commands as spec
+from pamqp.body import ContentBody
+from pamqp.frame import marshal
+from pamqp.header import ContentHeader
+
+from celeriac.brokers.base import DeadLetter, Publication
+from celeriac.protocol.message import Message
+
+__all__ = [
+    "DELIVERIES",
+    "DUE",
+    "burial",
+    "dead_letter",
+    "deliveries_of",
+    "due_of",
+    "frames",
+    "message_of",
+    "properties_of",
+]
+
+#: A header of ours: deliveries that RabbitMQ does not count, as they were of an earlier copy of the message.
+DELIVERIES = "x-celeriac-deliveries"
+#: A header of ours: before this time, in epoch seconds, the message is not to be started.
+DUE = "x-celeriac-due"
+_OURS = frozenset({DELIVERIES, DUE, "x-celeriac-dead"})
+
+#: What RabbitMQ adds on the way.
+_ITS_OWN = frozenset(
+    {
+        "x-death",
+        "x-first-death-queue",
+        "x-first-death-reason",
+        "x-first-death-exchange",
+        "x-delivery-count",
+        "x-last-death-exchange",
+        "x-last-death-queue",
+        "x-last-death-reason",
+    }
+)
+
+#: Properties of AMQP besides those that have a place of their own.
+_PASSED = ("correlation_id", "reply_to", "expiration", "user_id", "app_id", "cluster_id")
+
+
+def properties_of(
+    message: Message, priority: int, message_id: str, extra: Mapping[str, Any] | None = None
+) -> spec.Basic.Properties:
+    """The properties of a message, its headers among them. ``extra`` are headers besides."""
+    given = message.properties
+    headers = {name: value for name, value in message.headers.items() if name not in _OURS | _ITS_OWN}
+    if extra:
+        headers.update(extra)
+    expiration = given.get("expiration")
+    return spec.Basic.Properties(
+        content_type=message.content_type,
+        content_encoding=message.content_encoding,
+        headers=headers,
+        delivery_mode=given.get("delivery_mode") or 2,
+        priority=priority or given.get("priority") or 0,
+        correlation_id=given.get("correlation_id"),
+        reply_to=given.get("reply_to") or None,
+        expiration=None if expiration is None else str(expiration),
+        message_id=message_id,
+    )
+
+
+def frames(
+    channel: int,
+    exchange: str,
+    routing_key: str,
+    properties: spec.Basic.Properties,
+    body: bytes,
+    largest: int,
+) -> bytes:
+    """One message as it goes over the wire, returned to us if no queue gets it.
+
+    Raises TypeError for headers that AMQP cannot express.
+    """
+    parts = [
+        marshal(spec.Basic.Publish(exchange=exchange, routing_key=routing_key, mandatory=True), channel),
+        marshal(ContentHeader(properties=properties, body_size=len(body)), channel),
+    ]
+    parts += [marshal(ContentBody(body[at : at + largest]), channel) for at in range(0, len(body), largest)]
+    return b"".join(parts)
+
+
+def message_of(delivered: DeliveredMessage, queue: str) -> Message:
+    """What was delivered, as the worker reads it."""
+    properties = delivered.header.properties
+    headers = properties.headers or {}
+    exchange, routing_key = delivered.exchange or "", delivered.routing_key or ""
+    if DUE in headers or "x-death" in headers:
+        # It comes from where delayed messages wait, whose names say nothing to anybody.
+        exchange, routing_key = "", queue
+    given: dict[str, Any] = {
+        name: value for name in _PASSED if (value := getattr(properties, name)) is not None
+    }
+    given["delivery_mode"] = properties.delivery_mode or 2
+    given["priority"] = properties.priority or 0
+    given["delivery_info"] = {
+        "exchange": exchange,
+        "routing_key": routing_key,
+        "redelivered": bool(delivered.redelivered),
+        "priority": properties.priority or 0,
+    }
+    return Message(
+        headers={name: value for name, value in headers.items() if name not in _OURS | _ITS_OWN},
+        properties=given,
+        body=delivered.body,
+        content_type=properties.content_type or "application/data",
+        content_encoding=properties.content_encoding or "utf-8",
+    )
+
+
+def deliveries_of(delivered: DeliveredMessage) -> int:
+    """How often a message was delivered, this time included, as far as RabbitMQ and we have counted."""
+    headers = delivered.header.properties.headers or {}
+    return 1 + _whole(headers.get("x-delivery-count")) + _whole(headers.get(DELIVERIES))
+
+
+def _whole(value: Any) -> int:
+    return value if type(value) is int and value > 0 else 0
+
+
+def due_of(delivered: DeliveredMessage) -> float:
+    """Before which time, in epoch seconds, a message must not be started: ours, or a stock client's ``eta``."""
+    headers = delivered.header.properties.headers or {}
+    due = headers.get(DUE)
+    if isinstance(due, int | float) and math.isfinite(due):
+        return float(due)
+    eta = headers.get("eta")
+    if type(eta) is not str:
+        return 0.0
+    try:
+        at = datetime.fromisoformat(eta)
+    except ValueError:
+        return 0.0  # the worker says what is wrong with it
+    return (at if at.tzinfo else at.replace(tzinfo=UTC)).timestamp()
+
+
+def burial(publication: Publication, reason: str, deliveries: int, id_: str) -> dict[str, Any]:
+    """The header of a dead letter."""
+    task = publication.message.headers.get("task")
+    info = publication.message.properties.get("delivery_info") or {}
+    return {
+        "x-celeriac-dead": {
+            "id": id_,
+            "queue": publication.queue,
+            "reason": reason,
+            "deliveries": deliveries,
+            "at": time.time(),
+            "task_id": publication.task_id,
+            "task": task if type(task) is str else "",
+            "exchange": info.get("exchange") or "",
+            "routing_key": info.get("routing_key") or "",
+            "redelivered": bool(info.get("redelivered")),
+        }
+    }
+
+
+def dead_letter(delivered: DeliveredMessage) -> DeadLetter:
+    """A message of the queue of dead letters. Raises ValueError for one that somebody else has put there."""
+    about: Any = (delivered.header.properties.headers or {}).get("x-celeriac-dead")
+    if not isinstance(about, dict) or not {"id", "queue", "at", "deliveries"} <= about.keys():
+        raise ValueError("no dead letter of ours")
+    message = message_of(delivered, str(about["queue"]))
+    info = {name: about.get(name) for name in ("exchange", "routing_key", "redelivered")}
+    properties = {
+        **message.properties,
+        "delivery_info": {**info, "priority": message.properties["priority"]},
+    }
+    return DeadLetter(
+        id=str(about["id"]),
+        queue=str(about["queue"]),
+        task_id=str(about.get("task_id") or ""),
+        task=str(about.get("task") or ""),
+        reason=str(about.get("reason") or ""),
+        deliveries=int(about["deliveries"]),
+        at=float(about["at"]),
+        envelope=replace(message, properties=properties),
+    )

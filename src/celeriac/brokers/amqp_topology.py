@@ -1,0 +1,170 @@
+"""Queues, exchanges and bindings in RabbitMQ: declared once for each connection, as Celery declares them.
+
+Delayed messages wait in the exchanges and queues of kombu's native delayed delivery, so that stock clients and workers
+share them: https://docs.celeryq.dev/en/stable/getting-started/backends-and-brokers/rabbitmq.html#using-quorum-queues
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable, Mapping
+from typing import TYPE_CHECKING, Any
+
+from aiormq import exceptions as amqp
+from kombu.transport.native_delayed_delivery import (
+    CELERY_DELAYED_DELIVERY_EXCHANGE,
+    MAX_LEVEL,
+    calculate_routing_key,
+    level_name,
+)
+
+from celeriac.brokers.amqp_errors import DRIVER_ERRORS, explained, is_other_arguments
+from celeriac.brokers.amqp_link import Link
+from celeriac.protocol.exchanges import Binding, is_fanout
+
+if TYPE_CHECKING:
+    from aiormq.abc import AbstractChannel
+
+__all__ = ["DEAD", "LONGEST_DELAY", "Topology", "delayed_place"]
+
+#: The queue of dead letters. A classic one: each look at it delivers them once more, and RabbitMQ 4 drops what was
+#: delivered from a quorum queue too often.
+DEAD = "celeriac.dead"
+
+#: Seconds that kombu's exchanges can delay a message.
+LONGEST_DELAY = 2 ** (MAX_LEVEL + 1) - 1
+
+#: What stands before the name of a queue when a message leaves the last exchange: one word for each level.
+_PREFIX = "*." * (MAX_LEVEL + 1)
+
+
+def delayed_place(seconds: int, queue: str) -> tuple[str, str]:
+    """Exchange and routing key of a message that a queue is to have in so many whole seconds."""
+    return level_name(MAX_LEVEL), calculate_routing_key(min(seconds, LONGEST_DELAY), queue)
+
+
+class Topology:
+    """What has been declared over one link. ``arguments_of`` gives a queue's arguments by its name."""
+
+    def __init__(
+        self, link: Link, arguments_of: Callable[[str], Mapping[str, Any]], delay_queue_type: str = "quorum"
+    ) -> None:
+        self._link = link
+        self._arguments_of = arguments_of
+        self._delay_queue_type = delay_queue_type
+        self._lock = asyncio.Lock()
+        self._channel: AbstractChannel | None = None
+        self.forget()
+
+    def forget(self) -> None:
+        """The connection is another one: somebody may have deleted what was declared before."""
+        self._queues: set[str] = set()
+        self._exchanges: set[str] = set()
+        self._bound: set[Binding] = set()
+        self._delayed: set[str] = set()
+        self._levels = False
+
+    def forget_queue(self, queue: str) -> None:
+        """A queue is gone."""
+        self._queues.discard(queue)
+        self._delayed.discard(queue)
+
+    async def queue(self, name: str) -> None:
+        """Have a queue. Raises BrokerUnavailable, for good where it exists with other arguments."""
+        if name not in self._queues:
+            arguments = {} if name == DEAD else dict(self._arguments_of(name))
+            await self._ask("queue_declare", name, durable=True, arguments=arguments)
+            self._queues.add(name)
+
+    def is_quorum(self, name: str) -> bool:
+        """Whether RabbitMQ counts the deliveries of this queue's messages."""
+        return self._arguments_of(name).get("x-queue-type") == "quorum"
+
+    async def exchange(self, name: str, kind: str) -> None:
+        """Have an exchange; one that is there stays as it is."""
+        if not name or name in self._exchanges:
+            return
+        try:
+            await self._ask("exchange_declare", name, exchange_type=kind, durable=True)
+        except Exception as exc:
+            if not is_other_arguments(exc.__cause__ or exc):
+                raise
+        self._exchanges.add(name)
+
+    async def bind(self, bound: Binding) -> None:
+        """Have a binding, with its queue and its exchange."""
+        if bound in self._bound:
+            return
+        await self.queue(bound.queue)
+        await self.exchange(
+            bound.exchange, "fanout" if is_fanout(bound) else "topic" if bound.pattern else "direct"
+        )
+        await self._ask("queue_bind", bound.queue, bound.exchange, bound.routing_key)
+        self._bound.add(bound)
+
+    async def delay(self, queue: str) -> None:
+        """Have the exchanges in which messages for a queue wait."""
+        if queue in self._delayed:
+            return
+        await self.queue(queue)
+        await self._have_levels()
+        await self._ask("queue_bind", queue, CELERY_DELAYED_DELIVERY_EXCHANGE, f"{_PREFIX}{queue}")
+        self._delayed.add(queue)
+
+    async def size(self, queue: str) -> int:
+        """How many messages are ready in a queue; nothing where there is none."""
+        try:
+            declared = await self._ask("queue_declare", queue, passive=True)
+        except Exception as exc:
+            if isinstance(exc.__cause__, amqp.ChannelNotFoundEntity):
+                return 0
+            raise
+        return int(declared.message_count or 0)
+
+    async def purge(self, queue: str) -> int:
+        """Delete what is ready in a queue. Returns how many messages that were."""
+        if not await self.size(queue):
+            return 0
+        return int((await self._ask("queue_purge", queue)).message_count or 0)
+
+    async def _have_levels(self) -> None:
+        if self._levels:
+            return
+        await self._ask(
+            "exchange_declare", CELERY_DELAYED_DELIVERY_EXCHANGE, exchange_type="topic", durable=True
+        )
+        for level in range(MAX_LEVEL + 1):
+            await self._level(level, level_name(level - 1) if level else CELERY_DELAYED_DELIVERY_EXCHANGE)
+        self._levels = True
+
+    async def _level(self, level: int, following: str) -> None:
+        """One level, as ``declare_native_delayed_delivery_exchanges_and_queues`` of kombu's makes it.
+
+        A message whose bit is set waits there for 2 to the power of ``level`` seconds.
+        """
+        name = level_name(level)
+        arguments: dict[str, Any] = {
+            "x-queue-type": self._delay_queue_type,
+            "x-overflow": "reject-publish",
+            "x-message-ttl": 2**level * 1000,
+            "x-dead-letter-exchange": following,
+        }
+        if self._delay_queue_type == "quorum":
+            arguments["x-dead-letter-strategy"] = "at-least-once"
+        before = "*." * (MAX_LEVEL - level)
+        await self._ask("exchange_declare", name, exchange_type="topic", durable=True)
+        await self._ask("queue_declare", name, durable=True, arguments=arguments)
+        await self._ask("queue_bind", name, name, f"{before}1.#")
+        await self._ask("exchange_bind", following, name, routing_key=f"{before}0.#")
+
+    async def _ask(self, method: str, *args: Any, **kwargs: Any) -> Any:
+        """One question over a channel of its own, which a refusal closes. Raises BrokerUnavailable."""
+        async with self._lock:
+            channel = self._channel
+            if channel is None or channel.is_closed:
+                channel = self._channel = await self._link.channel()
+            try:
+                return await getattr(channel, method)(*args, **kwargs)
+            except DRIVER_ERRORS as exc:
+                self._channel = None
+                raise explained(exc, self._link.place.shown) from exc
