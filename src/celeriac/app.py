@@ -71,6 +71,8 @@ class Celery(HasTasks):
             "result_backend": config.default_backend(broker_url),
             **config.default_backend_options(conf, chosen),
         }
+        if broker_url.partition(":")[0] in config.AMQP_SCHEMES:
+            defaults |= config.AMQP_DEFAULTS
         if broker_url.startswith("memory:"):
             defaults["broker_transport"] = "celeriac-memory"
         if scheduler := config.default_scheduler(broker_url):

@@ -17,6 +17,8 @@ from kombu.serialization import registry
 from celeriac.errors import ConfigurationError
 
 __all__ = [
+    "AMQP_DEFAULTS",
+    "AMQP_SCHEMES",
     "CELERY_DEFAULTS",
     "DEFAULT_BROKER_URL",
     "FASTAPI_APP",
@@ -109,6 +111,16 @@ OWN_DEFAULTS: dict[str, Any] = {
     # What fsspec's file system takes besides: credentials, endpoints, …
     "celeriac_upload_storage_options": {},
 }
+
+
+#: What RabbitMQ's queues are unless somebody asks for classic ones: replicated, and their deliveries are counted.
+AMQP_DEFAULTS: dict[str, Any] = {
+    "task_create_missing_queue_type": "quorum",
+    "task_default_queue_type": "quorum",
+}
+
+#: Schemes of URLs that mean RabbitMQ.
+AMQP_SCHEMES = frozenset({"amqp", "amqps", "pyamqp"})
 
 
 def asked_broker(conf: Any) -> str | None:

@@ -6,6 +6,7 @@ import asyncio
 import weakref
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 from celeriac import compat
@@ -13,6 +14,7 @@ from celeriac.brokers.base import Broker
 from celeriac.brokers.urls import broker_for
 from celeriac.calls import CallBuilder
 from celeriac.publisher import Publisher
+from celeriac.routing import queue_arguments
 from celeriac.sent import SentEvents, announcing
 from celeriac.stores.base import Store
 from celeriac.stores.chords import claim_seconds
@@ -101,6 +103,7 @@ class Connections:
             options=settings.transport_options,
             kept_in=settings.kept_in,
             kept_with=settings.result_transport_options,
+            queue_arguments=partial(queue_arguments, self._app),
         )
 
     def make_store(self) -> Store:

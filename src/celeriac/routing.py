@@ -13,11 +13,12 @@ from typing import Any, NamedTuple
 from celery.app.routes import MapRoute
 from kombu.common import Broadcast
 from kombu.entity import Exchange, Queue, maybe_delivery_mode
+from kombu.transport.base import to_rabbitmq_queue_arguments
 
 from celeriac.compat import evaluated
 from celeriac.protocol.exchanges import Binding, binding
 
-__all__ = ["Destination", "NotNative", "RouteTable", "bindings_of", "recorded_queue"]
+__all__ = ["Destination", "NotNative", "RouteTable", "bindings_of", "queue_arguments", "recorded_queue"]
 
 #: Options that say how Celery publishes, not what; ours has one way.
 _IGNORED_OPTIONS = frozenset(
@@ -227,6 +228,24 @@ def bindings_of(queue: Queue) -> list[Binding]:
         source = each.exchange
         bindings.append(binding(source.name, source.type or "direct", each.routing_key or "", queue.name))
     return bindings
+
+
+def queue_arguments(app: Any, name: str) -> dict[str, Any]:
+    """The arguments with which Celery declares a queue in RabbitMQ: those of ``task_queues``, or of a missing queue."""
+    queue = app.amqp.queues.get(name)
+    if queue is None:
+        kind = app.conf.task_create_missing_queue_type
+        return {} if kind == "classic" else {"x-queue-type": kind}
+    return dict(
+        to_rabbitmq_queue_arguments(
+            queue.queue_arguments or {},
+            expires=queue.expires,
+            message_ttl=queue.message_ttl,
+            max_length=queue.max_length,
+            max_length_bytes=queue.max_length_bytes,
+            max_priority=queue.max_priority,
+        )
+    )
 
 
 def recorded_queue(queue: Any, exchange: Any, routing_key: str) -> str:

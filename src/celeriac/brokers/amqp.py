@@ -80,7 +80,13 @@ class AMQPBroker(Broker):
         self.lease = lease
         place = place_of(url, options or {}, lease)
         self.capabilities = Capabilities(
-            priority="x-max-priority" in queue_arguments(""), atomic=False, peek=False, shared_view=False
+            priority="x-max-priority" in queue_arguments(""),
+            lease=False,
+            atomic=False,
+            peek=False,
+            lists_bindings=False,
+            any_text=False,
+            shared_view=False,
         )
         self._out = Link(place, self._publishing_lost)
         self._in = Link(place, self._consuming_lost)
@@ -164,7 +170,7 @@ class AMQPBroker(Broker):
         exchange, key, message = "", queue, publication.message
         headers = dict(extra or {})
         if due is not None and (left := due - time.time()) > 0:
-            headers[DUE] = due
+            headers[DUE] = math.ceil(due * 1e6)
             if (seconds := math.floor(left)) >= 1:
                 await self._topology.delay(queue)
                 exchange, key = delayed_place(seconds, queue)
@@ -244,9 +250,12 @@ class AMQPBroker(Broker):
         self._check()
         loop = asyncio.get_running_loop()
         deadline = None if timeout is None else loop.time() + timeout
-        await self._consuming.ensure(queues)
-        while not self._consuming.has(queues):
+        while True:
             self._consuming.changed.clear()
+            # Each time: what waits for its time takes the place of what need not wait.
+            await self._consuming.ensure(queues)
+            if self._consuming.has(queues):
+                return
             due = self._consuming.next_due()
             until = [loop.time() + max(0.0, due - time.time())] if due is not None else []
             until += [deadline] if deadline is not None else []

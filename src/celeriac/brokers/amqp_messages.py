@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 import time
 from collections.abc import Mapping
 from dataclasses import replace
@@ -32,7 +31,8 @@ __all__ = [
 
 #: A header of ours: deliveries that RabbitMQ does not count, as they were of an earlier copy of the message.
 DELIVERIES = "x-celeriac-deliveries"
-#: A header of ours: before this time, in epoch seconds, the message is not to be started.
+#: A header of ours: before this time, in epoch microseconds, the message is not to be started. Whole, because the
+#: driver writes fractions with seven digits.
 DUE = "x-celeriac-due"
 _OURS = frozenset({DELIVERIES, DUE, "x-celeriac-dead"})
 
@@ -88,10 +88,13 @@ def frames(
 
     Raises TypeError for headers that AMQP cannot express.
     """
-    parts = [
-        marshal(spec.Basic.Publish(exchange=exchange, routing_key=routing_key, mandatory=True), channel),
-        marshal(ContentHeader(properties=properties, body_size=len(body)), channel),
-    ]
+    try:
+        parts = [
+            marshal(spec.Basic.Publish(exchange=exchange, routing_key=routing_key, mandatory=True), channel),
+            marshal(ContentHeader(properties=properties, body_size=len(body)), channel),
+        ]
+    except ValueError as exc:  # half a character, or a number of more than 64 bits
+        raise TypeError(f"AMQP cannot express the message's headers or properties: {exc}.") from exc
     parts += [marshal(ContentBody(body[at : at + largest]), channel) for at in range(0, len(body), largest)]
     return b"".join(parts)
 
@@ -104,9 +107,7 @@ def message_of(delivered: DeliveredMessage, queue: str) -> Message:
     if DUE in headers or "x-death" in headers:
         # It comes from where delayed messages wait, whose names say nothing to anybody.
         exchange, routing_key = "", queue
-    given: dict[str, Any] = {
-        name: value for name in _PASSED if (value := getattr(properties, name)) is not None
-    }
+    given: dict[str, Any] = {name: value for name in _PASSED if (value := getattr(properties, name))}
     given["delivery_mode"] = properties.delivery_mode or 2
     given["priority"] = properties.priority or 0
     given["delivery_info"] = {
@@ -138,8 +139,8 @@ def due_of(delivered: DeliveredMessage) -> float:
     """Before which time, in epoch seconds, a message must not be started: ours, or a stock client's ``eta``."""
     headers = delivered.header.properties.headers or {}
     due = headers.get(DUE)
-    if isinstance(due, int | float) and math.isfinite(due):
-        return float(due)
+    if type(due) is int:
+        return due / 1e6
     eta = headers.get("eta")
     if type(eta) is not str:
         return 0.0
@@ -160,7 +161,7 @@ def burial(publication: Publication, reason: str, deliveries: int, id_: str) -> 
             "queue": publication.queue,
             "reason": reason,
             "deliveries": deliveries,
-            "at": time.time(),
+            "at": int(time.time() * 1e6),
             "task_id": publication.task_id,
             "task": task if type(task) is str else "",
             "exchange": info.get("exchange") or "",
@@ -188,6 +189,6 @@ def dead_letter(delivered: DeliveredMessage) -> DeadLetter:
         task=str(about.get("task") or ""),
         reason=str(about.get("reason") or ""),
         deliveries=int(about["deliveries"]),
-        at=float(about["at"]),
+        at=about["at"] / 1e6,
         envelope=replace(message, properties=properties),
     )

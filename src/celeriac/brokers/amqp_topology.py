@@ -18,7 +18,7 @@ from kombu.transport.native_delayed_delivery import (
     level_name,
 )
 
-from celeriac.brokers.amqp_errors import DRIVER_ERRORS, explained, is_other_arguments
+from celeriac.brokers.amqp_errors import DRIVER_ERRORS, explained, is_other_arguments, refused
 from celeriac.brokers.amqp_link import Link
 from celeriac.protocol.exchanges import Binding, is_fanout
 
@@ -165,6 +165,11 @@ class Topology:
                 channel = self._channel = await self._link.channel()
             try:
                 return await getattr(channel, method)(*args, **kwargs)
+            except ValueError as exc:
+                names = ", ".join(repr(each) for each in args if isinstance(each, str))
+                raise refused(
+                    f"RabbitMQ cannot be asked for {names}: use letters, digits and -_.:@#,/+ alone."
+                ) from exc
             except DRIVER_ERRORS as exc:
                 self._channel = None
                 raise explained(exc, self._link.place.shown) from exc

@@ -35,7 +35,8 @@ class Capabilities:
 
     ``atomic``: whether a batch is published all or none. ``fanout``: whether remote control and events reach other
     processes. ``peek``: whether what is delayed can be looked at, counted and purged. ``shared_view``: whether each
-    client that looks sees all that waits; where a broker pushes messages, one of them has it.
+    client that looks sees all that waits; where a broker pushes messages, one of them has it. ``lists_bindings``:
+    whether it tells the bindings of an exchange. ``any_text``: whether queues and headers may have any characters.
     """
 
     delay: bool = True
@@ -50,6 +51,8 @@ class Capabilities:
     fanout: bool = True
     peek: bool = True
     shared_view: bool = True
+    lists_bindings: bool = True
+    any_text: bool = True
 
 
 @dataclass(slots=True)

@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 from urllib.parse import unquote, urlsplit
 
 from kombu.transport import TRANSPORT_ALIASES
 
 from celeriac.brokers.base import Broker
-from celeriac.config import DEFAULT_BROKER_URL
+from celeriac.config import AMQP_SCHEMES, DEFAULT_BROKER_URL
 from celeriac.errors import ConfigurationError
 from celeriac.redis.server import SCHEMES
 
@@ -21,9 +21,6 @@ _SUPPORTED = (
     "other transport that kombu knows: sqs://, confluentkafka://, zookeeper://, sqla+postgresql://, filesystem://, …"
 )
 
-#: How kombu names RabbitMQ's protocol.
-_AMQP = frozenset({"amqp", "amqps", "pyamqp"})
-
 
 def broker_for(
     url: str,
@@ -32,6 +29,7 @@ def broker_for(
     options: Mapping[str, Any] | None = None,
     kept_in: str = DEFAULT_BROKER_URL,
     kept_with: Mapping[str, Any] | None = None,
+    queue_arguments: Callable[[str], Mapping[str, Any]] | None = None,
 ) -> Broker:
     """The broker that ``url`` names, not yet open.
 
@@ -43,6 +41,7 @@ def broker_for(
         kept_in: The URL, ``sqlite://``, ``redis://`` or ``memory://``, of the place where messages wait that a kombu
             transport cannot keep itself: delayed ones, dead letters.
         kept_with: Transport options of that place.
+        queue_arguments: Gives the arguments with which RabbitMQ declares a queue, by its name.
 
     Raises:
         ConfigurationError: The URL names no broker, or one that is not supported, or its extra is missing.
@@ -60,16 +59,33 @@ def broker_for(
         from celeriac.brokers.redis import RedisBroker
 
         return RedisBroker(url, lease=lease, options=options)
-    if scheme in _AMQP:
-        from celeriac.brokers.amqp import AMQPBroker
-
-        return AMQPBroker(url, lease=lease, options=options)
+    if scheme in AMQP_SCHEMES:
+        return _amqp(url, lease, options, queue_arguments)
     if scheme.partition("+")[0] in TRANSPORT_ALIASES:
         from celeriac.brokers.kombu import KombuBroker  # type: ignore[import-not-found]
 
         keeper = broker_for(kept_in, lease=lease, options=kept_with)
         return KombuBroker(url, lease=lease, options=options, keeper=keeper)  # type: ignore[no-any-return]
     raise ConfigurationError(f"There is no broker for {scheme!r} URLs. {_SUPPORTED}")
+
+
+def _amqp(
+    url: str,
+    lease: float,
+    options: Mapping[str, Any] | None,
+    queue_arguments: Callable[[str], Mapping[str, Any]] | None,
+) -> Broker:
+    try:
+        from celeriac.brokers.amqp import QUORUM, AMQPBroker
+    except ModuleNotFoundError as exc:
+        if (exc.name or "").partition(".")[0] not in {"aiormq", "pamqp"}:
+            raise
+        raise ConfigurationError(
+            'RabbitMQ needs the package aiormq: pip install "celeriac[rabbitmq]".'
+        ) from exc
+    return AMQPBroker(
+        url, lease=lease, options=options, queue_arguments=queue_arguments or (lambda _: QUORUM)
+    )
 
 
 def _name(url: str) -> str:

@@ -87,7 +87,7 @@ class DeliveryCases(BrokerCases):
             headers={
                 "task": "contract.task",
                 "id": "1",
-                "shadow": "Grüße ☃ \U0001f600 \x00 \ud800",
+                "shadow": "Grüße ☃ \U0001f600 \x00" + " \ud800" * broker.capabilities.any_text,
                 "n": [1, None],
             },
             properties={"correlation_id": "1", "reply_to": "me", "delivery_mode": 2},
@@ -106,7 +106,8 @@ class DeliveryCases(BrokerCases):
         assert (got.content_type, got.content_encoding) == ("application/octet-stream", "binary")
         assert {name: got.properties[name] for name in sent.properties} == sent.properties
         delivery_info = got.properties["delivery_info"]
-        assert (delivery_info["exchange"], delivery_info["routing_key"]) == ("ex", "a.b")
+        # A broker that has exchanges of its own may tell the truth: it went to the queue by none.
+        assert (delivery_info["exchange"], delivery_info["routing_key"]) in {("ex", "a.b"), ("", "contract")}
 
     async def test_carries_a_megabyte(self, broker: Broker) -> None:
         body = bytes(n % 251 for n in range(1_000_000))
@@ -118,6 +119,7 @@ class DeliveryCases(BrokerCases):
         assert (envelope if isinstance(envelope, Message) else decode(envelope)).body == body
 
     async def test_a_queue_may_have_any_name(self, broker: Broker) -> None:
+        need(broker, "any_text")
         name = "Grüße 'quoted' \"twice\" a,b [0] {x}"
         await broker.publish([publication("1", name)])
 
@@ -153,6 +155,7 @@ class DeliveryCases(BrokerCases):
     async def test_concurrent_receivers_never_get_the_same_message(
         self, broker: Broker, other_broker: Broker
     ) -> None:
+        need(broker, "shared_view")
         names = [str(n) for n in range(400)]
         await broker.publish([publication(name) for name in names])
 
@@ -181,7 +184,7 @@ class DeliveryCases(BrokerCases):
     async def test_purge_deletes_what_waits_and_spares_what_is_leased(self, broker: Broker) -> None:
         await broker.publish([publication(str(n), priority=n) for n in range(3)])
         await broker.publish([publication("other", "another")])
-        delayed = [publication("late", due=time.time() + 100)] if broker.capabilities.delay else []
+        delayed = [publication("late", due=time.time() + 100)] if broker.capabilities.peek else []
         await broker.publish(delayed)
         leased = await receive(broker, 1)
 

@@ -38,12 +38,14 @@ class ExchangeCases(BrokerCases):
         found = {queue: await receive(broker, queues=[queue]) for queue in ("videos", "all", "contract")}
 
         names = {queue: [name_of(each) for each in deliveries] for queue, deliveries in found.items()}
-        assert names == {"videos": ["video"], "all": ["video", "image"], "contract": ["plain", "keyed"]}
+        names["contract"].sort()  # they went different ways
+        assert names == {"videos": ["video"], "all": ["video", "image"], "contract": ["keyed", "plain"]}
         envelope = found["videos"][0].envelope
         message = envelope if isinstance(envelope, Message) else decode(envelope)
         assert message.properties["delivery_info"]["exchange"] == "media"
         assert message.properties["delivery_info"]["routing_key"] == "media.video.short.x"
-        assert set(await broker.bindings("media")) == {VIDEOS, ALL}
+        if broker.capabilities.lists_bindings:
+            assert set(await broker.bindings("media")) == {VIDEOS, ALL}
 
     async def test_what_the_publisher_knows_counts_too(self, broker: Broker, other_broker: Broker) -> None:
         await other_broker.bind([KEYED])
@@ -53,7 +55,8 @@ class ExchangeCases(BrokerCases):
 
         for queue in ("contract", "known"):
             assert [name_of(each) for each in await receive(broker, queues=[queue])] == ["1"]
-        assert set(await broker.bindings("keyed")) == {KEYED}
+        if broker.capabilities.lists_bindings:
+            assert set(await broker.bindings("keyed")) == {KEYED}
 
     async def test_a_message_that_no_queue_gets_is_refused_with_its_batch(self, broker: Broker) -> None:
         lost = publication("lost", "", exchange="nowhere", routing_key="k")

@@ -17,6 +17,7 @@ class SettlingCases(BrokerCases):
 
     async def test_acknowledged_and_discarded_messages_are_gone(self, connect: Connect) -> None:
         broker = await connect(lease=0.2)
+        need(broker, "lease")
         await broker.publish([publication("1"), publication("2"), publication("3")])
         first, second, _ = await receive(broker)
 
@@ -44,6 +45,7 @@ class SettlingCases(BrokerCases):
         assert set(await broker.renew([delivery.tag, "nonsense"])) == {delivery.tag, "nonsense"}
 
     async def test_a_requeued_message_is_delivered_again(self, broker: Broker, other_broker: Broker) -> None:
+        need(broker, "shared_view")
         await broker.publish([publication("1")])
         (delivery,) = await receive(broker)
 
@@ -63,7 +65,8 @@ class SettlingCases(BrokerCases):
 
         assert set(await broker.settle(acknowledged([delivery]))) == {delivery.tag}
 
-        assert await broker.size("contract") == 1
+        if broker.capabilities.shared_view:
+            assert await broker.size("contract") == 1
 
     async def test_a_requeue_that_does_not_count(self, broker: Broker) -> None:
         need(broker, "delivery_count")
@@ -95,6 +98,7 @@ class SettlingCases(BrokerCases):
     async def test_publishes_in_the_step_of_the_settlement(
         self, broker: Broker, other_broker: Broker
     ) -> None:
+        need(broker, "shared_view")
         await broker.publish([publication("1"), publication("2")])
         first, second = await receive(broker)
         successors = (publication("1a"), publication("1b", "another"))
@@ -147,6 +151,7 @@ class SettlingCases(BrokerCases):
 
     async def test_dead_letters_are_not_delivered(self, connect: Connect) -> None:
         broker = await connect(lease=0.1)
+        need(broker, "lease")
         need(broker, "dead_letters")
         await broker.publish([publication("1"), publication("2")])
         first, _ = await receive(broker)

@@ -59,6 +59,7 @@ class WaitingCases(BrokerCases):
         assert time.monotonic() - start < _SOON
 
     async def test_what_is_delayed_can_be_looked_at(self, broker: Broker) -> None:
+        need(broker, "peek")
         soon = time.time() + 3600
         await broker.publish(
             [
@@ -87,6 +88,7 @@ class WaitingCases(BrokerCases):
         assert len(await collect(broker, 1)) == 1
 
     async def test_all_who_wait_wake(self, broker: Broker, other_broker: Broker) -> None:
+        need(broker, "shared_view")
         clients = [broker, other_broker]
         waiting = [asyncio.create_task(client.wait([queue])) for client in clients for queue in ("a", "b")]
         await asyncio.wait(waiting, timeout=0.05)
@@ -97,6 +99,7 @@ class WaitingCases(BrokerCases):
             await asyncio.gather(*waiting)
 
     async def test_wait_wakes_for_a_requeue(self, broker: Broker, other_broker: Broker) -> None:
+        need(broker, "shared_view")
         await broker.publish([publication("1")])
         (delivery,) = await receive(broker)
         waiting = asyncio.create_task(other_broker.wait(["contract"]))
@@ -108,6 +111,7 @@ class WaitingCases(BrokerCases):
             await waiting
 
     async def test_wait_wakes_for_a_replay(self, broker: Broker, other_broker: Broker) -> None:
+        need(broker, "shared_view")
         need(broker, "dead_letters")
         await broker.publish([publication("1")])
         (delivery,) = await receive(broker)
@@ -147,6 +151,7 @@ class WaitingCases(BrokerCases):
             assert arrived[name] >= at
 
     async def test_next_due_tells_when_to_come_back(self, broker: Broker) -> None:
+        need(broker, "peek")
         need(broker, "delay")
         soon, later = time.time() + 50, time.time() + 100
         await broker.publish([publication("1", due=later), publication("2", due=soon), publication("3")])
