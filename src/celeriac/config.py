@@ -164,13 +164,8 @@ def asked_backend(conf: Any) -> str | None:
 
 def default_backend(broker_url: str) -> str:
     """The result backend that goes with a broker: the same place where records can live, else the embedded file."""
-    return broker_url if _keeps(broker_url) else DEFAULT_BROKER_URL
-
-
-def _keeps(url: str) -> bool:
-    """Whether records, and messages that a broker cannot keep, can live in this place."""
-    scheme = url.partition(":")[0]
-    return scheme in {"sqlite", "memory"} or scheme in REDIS_SCHEMES
+    scheme = broker_url.partition(":")[0]
+    return broker_url if scheme in {"sqlite", "memory"} or scheme in REDIS_SCHEMES else DEFAULT_BROKER_URL
 
 
 def default_backend_options(conf: Any, chosen: str | None) -> dict[str, Any]:
@@ -225,12 +220,6 @@ class Settings:
     connection_max_retries: int | None
     transport_options: Mapping[str, Any]
     result_transport_options: Mapping[str, Any]
-
-    @property
-    def kept_in(self) -> str:
-        """Where messages wait that the broker itself cannot keep: beside the records, if there are any."""
-        beside = (self.result_backend or "").removeprefix("db+")
-        return beside if _keeps(beside) else DEFAULT_BROKER_URL
 
     @classmethod
     def from_conf(cls, conf: Any) -> Settings:

@@ -11,7 +11,7 @@ from typing import Any
 
 from celeriac import compat
 from celeriac.brokers.base import Broker
-from celeriac.brokers.urls import broker_for
+from celeriac.brokers.urls import broker_for, load_driver
 from celeriac.calls import CallBuilder
 from celeriac.publisher import Publisher
 from celeriac.routing import queue_arguments
@@ -101,8 +101,6 @@ class Connections:
             settings.broker_url,
             lease=settings.lease,
             options=settings.transport_options,
-            kept_in=settings.kept_in,
-            kept_with=settings.result_transport_options,
             queue_arguments=partial(queue_arguments, self._app),
         )
 
@@ -145,7 +143,7 @@ class Connections:
         return Connection(broker, store, self.make_publisher(broker, store), calls)
 
     def _load(self) -> None:
-        _ = self._app.settings
+        load_driver(self._app.settings.broker_url)
         self._app.finalize(auto=True)
         _ = self._app.propagation, self._app.amqp.router, self._app.amqp.default_queue, self._app.timezone
         for task in list(self._app.tasks.values()):

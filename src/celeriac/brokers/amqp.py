@@ -53,6 +53,9 @@ QUORUM: Mapping[str, Any] = {"x-queue-type": "quorum"}
 #: Seconds until a due time that a consumer waits out by itself: RabbitMQ delays by whole seconds.
 _SHORT = 2.0
 
+#: Seconds after which who waits has another look: a consumer that RabbitMQ has forgotten hears nothing.
+_LONGEST_WAIT = 10.0
+
 
 class AMQPBroker(Broker):
     """A broker on a RabbitMQ server or cluster.
@@ -74,13 +77,14 @@ class AMQPBroker(Broker):
         *,
         lease: float = 30.0,
         options: Mapping[str, Any] | None = None,
-        queue_arguments: Callable[[str], Mapping[str, Any]] = lambda _: QUORUM,
+        queue_arguments: Callable[[str], Mapping[str, Any]] | None = None,
         delay_queue_type: str = "quorum",
     ) -> None:
         self.lease = lease
+        arguments_of = queue_arguments or (lambda _: QUORUM)
         place = place_of(url, options or {}, lease)
         self.capabilities = Capabilities(
-            priority="x-max-priority" in queue_arguments(""),
+            priority="x-max-priority" in arguments_of(""),
             lease=False,
             atomic=False,
             peek=False,
@@ -90,7 +94,7 @@ class AMQPBroker(Broker):
         )
         self._out = Link(place, self._publishing_lost)
         self._in = Link(place, self._consuming_lost)
-        self._topology = Topology(self._out, queue_arguments, delay_queue_type)
+        self._topology = Topology(self._out, arguments_of, delay_queue_type)
         self._publishing = Publishing(self._out)
         self._consuming = Consuming(self._in, self._topology.queue, count())
         self._letters = DeadLetters(self._out, self._topology, self._publishing)
@@ -249,7 +253,7 @@ class AMQPBroker(Broker):
         """Return when a message was pushed, or may have become due."""
         self._check()
         loop = asyncio.get_running_loop()
-        deadline = None if timeout is None else loop.time() + timeout
+        deadline = loop.time() + min(_LONGEST_WAIT, math.inf if timeout is None else timeout)
         while True:
             self._consuming.changed.clear()
             # Each time: what waits for its time takes the place of what need not wait.
@@ -257,13 +261,12 @@ class AMQPBroker(Broker):
             if self._consuming.has(queues):
                 return
             due = self._consuming.next_due()
-            until = [loop.time() + max(0.0, due - time.time())] if due is not None else []
-            until += [deadline] if deadline is not None else []
+            until = deadline if due is None else min(deadline, loop.time() + max(0.0, due - time.time()))
             try:
-                async with asyncio.timeout_at(min(until, default=None)):
+                async with asyncio.timeout_at(until):
                     await self._consuming.changed.wait()
             except TimeoutError:
-                if deadline is not None and loop.time() >= deadline:
+                if loop.time() >= deadline:
                     return
             if not self._in.connected:
                 return  # whoever waits takes from then on, which connects again

@@ -86,7 +86,8 @@ class Consuming:
         async with self._lock:
             fresh = await self._consume(queues, limit)
             if fresh or not any(self._consumers[queue].ready for queue in queues):
-                await self._barrier(queues)
+                while not await self._barrier(queues):
+                    await self._consume(queues, limit)
         self._wake_due()
         return self._pop(queues, limit)
 
@@ -99,6 +100,10 @@ class Consuming:
         """Whether something of these queues can be taken now."""
         self._wake_due()
         return any(queue in self._consumers and self._consumers[queue].ready for queue in queues)
+
+    def has_consumer(self, queue: str) -> bool:
+        """Whether RabbitMQ pushes messages of a queue, as far as is known."""
+        return queue in self._consumers
 
     def next_due(self) -> float | None:
         """When the next message that waits here for its time is due, in epoch seconds."""
@@ -166,13 +171,22 @@ class Consuming:
             consumer.name = ""
             raise explained(exc, self._link.place.shown) from exc
 
-    async def _barrier(self, queues: Sequence[str]) -> None:
-        """Return when what was there before is here: a channel's answers come after what was pushed before them."""
+    async def _barrier(self, queues: Sequence[str]) -> bool:
+        """Return when what was there before is here: a channel's answers come after what was pushed before them.
+
+        False if RabbitMQ knows nothing of a consumer: it forgets to say so where a queue was deleted and made again.
+        """
+        whole = True
         try:
             for queue in queues:
-                await self._consumers[queue].channel.queue_declare(queue, passive=True)
+                consumer = self._consumers[queue]
+                answer = await consumer.channel.queue_declare(queue, passive=True)
+                if consumer.name and not answer.consumer_count:
+                    self._cancelled(consumer, answer)
+                    whole = False
         except DRIVER_ERRORS as exc:
             raise explained(exc, self._link.place.shown) from exc
+        return whole
 
     async def _arrived(self, consumer: _Consumer, name: str, delivered: DeliveredMessage) -> None:
         tag = f"{next(self._arrivals)}"

@@ -15,8 +15,6 @@ __all__ = ["DRIVER_ERRORS", "explained", "is_other_arguments", "refused"]
 #: All that the driver raises when a server or a connection fails.
 DRIVER_ERRORS = (amqp.AMQPError, ConnectionError, OSError, EOFError, asyncio.InvalidStateError, RuntimeError)
 
-_PERMANENT_CODES = ("ACCESS_REFUSED", "NOT_ALLOWED", "access to vhost", "vhost")
-
 
 def refused(sentence: str) -> BrokerUnavailable:
     """An error that waiting does not cure."""
@@ -36,6 +34,8 @@ def explained(exc: BaseException, place: str) -> BrokerUnavailable:
         return exc
     said = _said(exc)
     cause = exc.__cause__ or exc
+    if is_other_arguments(exc):
+        return refused(_other_arguments(said, place))
     if (
         isinstance(exc, amqp.AuthenticationError | amqp.ProbableAuthenticationError)
         or "ACCESS_REFUSED" in said
@@ -45,10 +45,11 @@ def explained(exc: BaseException, place: str) -> BrokerUnavailable:
                 f"RabbitMQ at {place} does not let this user do that ({said}): grant it the permission."
             )
         return refused(f"RabbitMQ at {place} refused the login: check user and password in the broker's URL.")
-    if "NOT_ALLOWED" in said or "vhost" in said:
+    if "NOT_ALLOWED" in said or "Connection.OpenOk" in said:
+        # The driver keeps what the server said to itself.
         return refused(
-            f"RabbitMQ at {place} does not give this virtual host to this user ({said}): check the URL's path, create "
-            "the virtual host, or grant the user permissions on it."
+            f"RabbitMQ at {place} does not let this user into this virtual host: check the path of the broker's URL, "
+            "create the virtual host, or grant the user permissions on it."
         )
     if isinstance(cause, ssl.SSLError) or "SSL" in said or "TLS" in said:
         return refused(
@@ -59,8 +60,6 @@ def explained(exc: BaseException, place: str) -> BrokerUnavailable:
         return refused(
             f"What answers at {place} does not speak AMQP 0-9-1: check the port in the broker's URL."
         )
-    if is_other_arguments(exc):
-        return refused(_other_arguments(said, place))
     return BrokerUnavailable(f"RabbitMQ at {place} cannot be reached: {said or type(exc).__name__}.")
 
 
@@ -73,7 +72,7 @@ def _other_arguments(said: str, place: str) -> str:
     argument, what, name, ours, theirs = found.groups()
     cure = (
         'set task_default_queue_type = "classic" (or declare it in task_queues as it is)'
-        if argument == "x-queue-type" and "classic" in theirs
+        if argument == "x-queue-type" and "quorum" in ours
         else "declare it in task_queues as it is"
     )
     return (

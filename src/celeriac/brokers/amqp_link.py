@@ -9,7 +9,9 @@ from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING, Any
 from urllib.parse import parse_qsl, quote, unquote, urlencode, urlsplit, urlunsplit
 
-from celeriac.brokers.amqp_errors import DRIVER_ERRORS, explained
+from aiormq.connection import Connection
+
+from celeriac.brokers.amqp_errors import DRIVER_ERRORS, explained, refused
 from celeriac.errors import BrokerUnavailable, ConfigurationError
 
 if TYPE_CHECKING:
@@ -29,8 +31,12 @@ _PORTS = {"amqp": 5672, "amqps": 5671}
 class Place:
     """Where a server is: the URL for the driver, how it may be shown, and what TLS needs."""
 
-    def __init__(self, url: str, shown: str, tls: ssl.SSLContext | None) -> None:
-        self.url, self.shown, self.tls = url, shown, tls
+    def __init__(self, url: str, shown: str, tls: Mapping[str, Any] | None) -> None:
+        self.url, self.shown, self._tls = url, shown, tls
+
+    def context(self) -> ssl.SSLContext | None:
+        """The TLS context of ``broker_use_ssl``, if that says more than that there is TLS. Reads files."""
+        return None if self._tls is None else _context(self._tls)
 
 
 def place_of(url: str, options: Mapping[str, Any], lease: float) -> Place:
@@ -56,7 +62,7 @@ def place_of(url: str, options: Mapping[str, Any], lease: float) -> Place:
     path = f"/{quote(vhost, safe='')}"
     full = urlunsplit((scheme, f"{login}@{network}", path, urlencode(query), ""))
     shown = urlunsplit((scheme, network, "" if vhost == "/" else path, "", ""))
-    return Place(full, shown, _context(tls) if isinstance(tls, Mapping) else None)
+    return Place(full, shown, tls if isinstance(tls, Mapping) else None)
 
 
 def _context(options: Mapping[str, Any]) -> ssl.SSLContext:
@@ -102,9 +108,11 @@ class Link:
         async with self._making:
             if self._connection is not None and self._connection.is_opened:
                 return self._connection
-            from aiormq.connection import Connection
-
-            connection = Connection(self.place.url, context=self.place.tls)
+            try:
+                context = await asyncio.to_thread(self.place.context)
+            except (OSError, ValueError) as exc:
+                raise refused(f"broker_use_ssl names certificates that cannot be used: {exc}.") from exc
+            connection = Connection(self.place.url, context=context)
             try:
                 async with asyncio.timeout(ANSWER_TIMEOUT):
                     await connection.connect()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from pathlib import Path
 
 import pytest
@@ -30,6 +31,19 @@ def test_redis_in_all_its_spellings(url: str) -> None:
     broker = broker_for(url, lease=7.0, options={"visibility_timeout": 3600})
     assert isinstance(broker, RedisBroker)
     assert broker.lease == 7.0
+
+
+@pytest.mark.parametrize("url", ["amqp://localhost", "amqps://u:p@h:1/vhost", "pyamqp://h"])
+def test_rabbitmq_in_all_its_spellings(url: str) -> None:
+    assert type(broker_for(url, lease=7.0)).__name__ == "AMQPBroker"
+
+
+def test_a_missing_driver_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in [name for name in sys.modules if name.startswith(("aiormq", "celeriac.brokers.amqp"))]:
+        monkeypatch.delitem(sys.modules, name)
+    monkeypatch.setitem(sys.modules, "aiormq", None)
+    with pytest.raises(ConfigurationError, match=r'pip install "celeriac\[rabbitmq\]"'):
+        broker_for("amqp://localhost")
 
 
 def test_sentinels_need_the_name_of_their_group() -> None:
@@ -79,7 +93,7 @@ async def test_a_relative_path_is_the_folder_of_the_start(
 @pytest.mark.parametrize(
     ("url", "sentence"),
     [
-        ("amqp://localhost", "no broker for 'amqp' URLs"),
+        ("sqs://localhost", "no broker for 'sqs' URLs"),
         ("", "no broker"),
         ("celery.db", "no broker"),
         ("sqlite://", "names no file"),

@@ -1,0 +1,169 @@
+"""RabbitMQ refuses, or is not what the URL says: one sentence with the cause and the cure, and no waiting for ever."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+
+import pytest
+from tests.services import Certificates, RabbitMQServer
+
+from celeriac import Celery
+from celeriac.brokers.base import Broker, Publication
+from celeriac.brokers.urls import broker_for, load_driver
+from celeriac.errors import BrokerUnavailable, PublishTimeout
+from celeriac.testing.contract.messages import collect, name_of, publication, receive
+
+load_driver("amqp://")
+
+
+async def complaint(url: str, **options: object) -> BrokerUnavailable:
+    """What publishing says."""
+    broker = broker_for(url, options=options)
+    await broker.open()
+    try:
+        with pytest.raises(BrokerUnavailable) as caught:
+            await broker.publish([publication("1")])
+        return caught.value
+    finally:
+        await broker.close()
+
+
+async def test_a_wrong_password(rabbitmq: RabbitMQServer) -> None:
+    error = await complaint(rabbitmq.url_for("/", "guest", "wrong"))
+    assert error.permanent
+    assert "refused the login: check user and password" in str(error)
+    assert "wrong" not in str(error)
+
+
+async def test_a_virtual_host_that_is_not_there(rabbitmq: RabbitMQServer) -> None:
+    error = await complaint(rabbitmq.url_for("nowhere"))
+    assert error.permanent
+    assert "create the virtual host" in str(error)
+
+
+async def test_nobody_listens() -> None:
+    error = await complaint("amqp://guest:secret@127.0.0.1:1//")
+    assert not error.permanent
+    assert "RabbitMQ at amqp://127.0.0.1:1 cannot be reached" in str(error)
+    assert "secret" not in str(error)
+
+
+async def test_tls_where_there_is_none(rabbitmq: RabbitMQServer) -> None:
+    error = await complaint(rabbitmq.url.replace("amqp://", "amqps://"))
+    assert error.permanent
+    assert "check that the port speaks TLS" in str(error)
+
+
+async def test_tls(certificates: Certificates) -> None:
+    with RabbitMQServer(certificates=certificates) as server:
+        error = await complaint(server.url)
+        assert error.permanent
+        assert "broker_use_ssl names the authority" in str(error)
+        broker = broker_for(server.url, options={"ssl": {"ca_certs": str(certificates.authority)}})
+        await broker.open()
+        await broker.publish([publication("1")])
+        assert [name_of(each) for each in await receive(broker)] == ["1"]
+        await broker.close()
+
+
+async def test_a_queue_that_was_declared_otherwise(rabbitmq_url: str) -> None:
+    def queue_of(kind: str) -> Broker:
+        arguments = {} if kind == "classic" else {"x-queue-type": kind}
+        return broker_for(rabbitmq_url, queue_arguments=lambda _: arguments)
+
+    for first, second, cure in (
+        ("classic", "quorum", 'task_default_queue_type = "classic"'),
+        ("quorum", "classic", "task_queues"),
+    ):
+        one, other = queue_of(first), queue_of(second)
+        await one.open()
+        await other.open()
+        await one.publish([publication("1", first)])
+        with pytest.raises(BrokerUnavailable) as caught:
+            await other.publish([publication("1", first)])
+        assert caught.value.permanent
+        assert cure in str(caught.value)
+        assert f"'{first}'" in str(caught.value)
+        await one.close()
+        await other.close()
+
+
+async def test_a_server_without_memory_blocks_publishing_alone(rabbitmq_server: RabbitMQServer) -> None:
+    app = Celery("client", broker=rabbitmq_server.url, backend="memory://", set_as_current=False)
+    app.conf.celeriac_publish_deadline = 1.0
+    worker = broker_for(rabbitmq_server.url)
+    await worker.open()
+    async with app:
+        await app.enqueue("some.task")
+        with rabbitmq_server.out_of_memory():
+            before = time.monotonic()
+            with pytest.raises(PublishTimeout):
+                await app.enqueue("some.task")
+            assert time.monotonic() - before < 2
+            # What is there can be worked on.
+            deliveries = await collect(worker, 1, ["celery"])
+            assert len(deliveries) == 1
+        while True:
+            try:
+                await app.enqueue("some.task")
+                break
+            except PublishTimeout:
+                await asyncio.sleep(0.1)
+    await worker.close()
+
+
+async def test_what_a_dead_connection_held_comes_again_and_is_counted(rabbitmq_url: str) -> None:
+    for arguments in ({"x-queue-type": "quorum"}, {}):
+        first, second = (broker_for(rabbitmq_url, queue_arguments=lambda _, a=arguments: a) for _ in range(2))
+        queue = f"crash-{len(arguments)}"
+        await first.open()
+        await second.open()
+        await first.publish([publication("1", queue)])
+        for count in range(1, 4):
+            await first.close()
+            await first.open()
+            lost: list[str] = []
+            first.on_lost(lost.extend)
+            (delivery,) = await collect(first, 1, [queue])
+            assert delivery.deliveries == count
+        await first._in.drop()  # type: ignore[attr-defined]
+        assert lost == [delivery.tag]
+        (again,) = await collect(second, 1, [queue])
+        assert again.deliveries == 4
+        await first.close()
+        await second.close()
+
+
+async def test_a_queue_that_was_deleted_is_made_again(rabbitmq: RabbitMQServer, rabbitmq_url: str) -> None:
+    broker = broker_for(rabbitmq_url)
+    await broker.open()
+    await broker.publish([publication("1")])
+    assert len(await receive(broker)) == 1
+    vhost = rabbitmq_url.rpartition("/")[2]
+    await asyncio.to_thread(rabbitmq.api, "DELETE", f"queues/{vhost}/contract")
+    async with asyncio.timeout(10):  # RabbitMQ says so
+        while broker._consuming.has_consumer("contract"):  # type: ignore[attr-defined]
+            await asyncio.sleep(0.01)
+    await broker.publish([publication("2")])
+    assert [name_of(each) for each in await collect(broker, 1)] == ["2"]
+    await broker.close()
+
+
+async def test_long_delays_survive_the_server(rabbitmq_server: RabbitMQServer) -> None:
+    broker = broker_for(rabbitmq_server.url)
+    await broker.open()
+    due = time.time() + 12
+    await broker.publish([Publication(publication("1").message, "contract", due=due)])
+    await asyncio.to_thread(rabbitmq_server.kill)
+    await asyncio.to_thread(rabbitmq_server.start)
+    async with asyncio.timeout(40):
+        while True:
+            try:
+                (delivery,) = await collect(broker, 1)
+                break
+            except BrokerUnavailable:
+                await asyncio.sleep(0.1)
+    assert time.time() >= due
+    assert name_of(delivery) == "1"
+    await broker.close()
