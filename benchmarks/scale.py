@@ -44,6 +44,8 @@ class Scale:
     stream_seconds: float
     #: Tasks in the queue on Redis when it is tried whether size matters.
     redis_many: int
+    #: Tasks in the queue of a stock worker on RabbitMQ.
+    rabbitmq_stock_queued: int
     #: Jobs of the public comparison.
     jobs: int
 
@@ -72,6 +74,7 @@ FULL = Scale(
     stream_rate=1_000,
     stream_seconds=20.0,
     redis_many=1_000_000,
+    rabbitmq_stock_queued=5_000,
     jobs=20_000,
 )
 
@@ -99,5 +102,6 @@ QUICK = Scale(
     stream_rate=1_000,
     stream_seconds=5.0,
     redis_many=50_000,
+    rabbitmq_stock_queued=3_000,
     jobs=1_000,
 )

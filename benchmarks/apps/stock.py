@@ -18,6 +18,8 @@ celery.conf.update(
     worker_send_task_events=False,
     broker_connection_retry_on_startup=True,
 )
+if os.environ.get("CELERY_BROKER_URL", "").startswith("amqp"):
+    celery.conf.update(task_default_queue_type="quorum", broker_transport_options={"confirm_publish": True})
 
 
 @celery.task(name="noop")  # type: ignore[untyped-decorator]

@@ -12,6 +12,7 @@ from benchmarks.scenarios import (
     growth,
     idle,
     latency,
+    rabbitmq,
     redis_comparison,
     redis_growth,
     redis_publish,
@@ -40,6 +41,8 @@ SCENARIOS: dict[str, Callable[[Scale], Iterator[Row]]] = {
     "streams": streams.measure,
     "redis-streams": streams.measure_redis,
     "redis-growth": redis_growth.measure,
+    "rabbitmq-throughput": rabbitmq.measure,
+    "rabbitmq-publish": rabbitmq.measure_publishing,
     "redis-comparison": redis_comparison.measure,
 }
 

@@ -12,6 +12,7 @@ from benchmarks.figures import Bar, Figure, Skipped
 from benchmarks.processes import Failed
 from benchmarks.report import Row
 from benchmarks.systems import RedisSystem, WorkerOptions
+from benchmarks.systems.rabbitmq import RabbitMQSystem
 
 __all__ = ["Contender", "Rounds", "ratio"]
 
@@ -25,7 +26,7 @@ Measured = tuple["Contender", list[Run]]
 class Contender:
     """A system, how many tasks it gets, and the setting of its worker. One of ``ours`` must not fail."""
 
-    system: RedisSystem
+    system: Served
     count: int
     options: WorkerOptions = WorkerOptions()  # noqa: RUF009 - frozen
     ours: bool = False
@@ -68,11 +69,11 @@ class Rounds(Generic[Run]):
                     self._absent[str(contender)] = failure.last_line
                     del self._runs[contender]
 
-    def of(self, system: RedisSystem) -> Measured[Run] | None:
+    def of(self, system: Served) -> Measured[Run] | None:
         """What was measured of ``system`` with its only setting."""
         return next(((each, runs) for each, runs in self._runs.items() if each.system is system), None)
 
-    def best(self, value: Callable[[Run], float], *systems: RedisSystem) -> Measured[Run] | None:
+    def best(self, value: Callable[[Run], float], *systems: Served) -> Measured[Run] | None:
         """Of all settings of ``systems``, the one whose median of ``value`` is the highest."""
         # A setting picked by a trial of its own would be the one that was lucky then.
         among = [(each, runs) for each, runs in self._runs.items() if each.system in systems]
@@ -80,7 +81,7 @@ class Rounds(Generic[Run]):
 
     def rows(
         self,
-        system: RedisSystem,
+        system: Served,
         value: Callable[[Run], float],
         rows: Callable[[Contender, list[Run], str], Iterator[Row]],
     ) -> Iterator[Row]:

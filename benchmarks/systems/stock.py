@@ -12,7 +12,7 @@ from benchmarks.systems.redis import RedisPlace, RedisSystem
 if TYPE_CHECKING:
     import redis
 
-__all__ = ["STOCK", "STOCK_RESULTS", "STOCK_THREADS"]
+__all__ = ["STOCK", "STOCK_RESULTS", "STOCK_THREADS", "stock_worker"]
 
 
 class _ResultsPlace(RedisPlace):
@@ -43,15 +43,19 @@ class _Stock(RedisSystem):
         return int(server.llen("celery")) + int(server.hlen("unacked"))
 
     def worker(self, options: WorkerOptions) -> Command:
-        # Without everything that a worker can be spared: what is measured is its best.
-        arguments = ["celery", "-A", "benchmarks.apps.stock:celery", "worker", "--loglevel=WARNING"]
-        arguments += ["-P", options.pool or "threads"]
-        arguments += ["--without-gossip", "--without-mingle", "--without-heartbeat"]
-        if options.concurrency is not None:
-            arguments += ["-c", str(options.concurrency)]
-        if options.prefetch_multiplier is not None:
-            arguments += ["--prefetch-multiplier", str(options.prefetch_multiplier)]
-        return Command(tuple(arguments))
+        return stock_worker(options)
+
+
+def stock_worker(options: WorkerOptions) -> Command:
+    """A worker without everything that it can be spared: what is measured is its best."""
+    arguments = ["celery", "-A", "benchmarks.apps.stock:celery", "worker", "--loglevel=WARNING"]
+    arguments += ["-P", options.pool or "threads"]
+    arguments += ["--without-gossip", "--without-mingle", "--without-heartbeat"]
+    if options.concurrency is not None:
+        arguments += ["-c", str(options.concurrency)]
+    if options.prefetch_multiplier is not None:
+        arguments += ["--prefetch-multiplier", str(options.prefetch_multiplier)]
+    return Command(tuple(arguments))
 
 
 #: Settings of the threads pool. Without results none is much faster than the others, and which one is best differs
