@@ -18,6 +18,9 @@ __all__ = ["Contender", "Rounds", "ratio"]
 
 Run = TypeVar("Run")
 
+#: What takes part: all on one server.
+Served = RedisSystem | RabbitMQSystem
+
 #: One contender and what was measured of it, one run for each round.
 Measured = tuple["Contender", list[Run]]
 

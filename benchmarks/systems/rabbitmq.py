@@ -74,7 +74,7 @@ class RabbitMQSystem(System):
         app: str,
         worker: Callable[[WorkerOptions], Command],
         env: Mapping[str, str],
-        settings: Sequence[WorkerOptions] = (WorkerOptions(),),  # noqa: B008 - frozen
+        settings: Sequence[WorkerOptions] = (WorkerOptions(),),
     ) -> None:
         self.name, self.app, self.settings = name, app, settings
         self._worker = worker

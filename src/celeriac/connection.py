@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import logging
 import weakref
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -13,6 +14,7 @@ from celeriac import compat
 from celeriac.brokers.base import Broker
 from celeriac.brokers.urls import broker_for, load_driver
 from celeriac.calls import CallBuilder
+from celeriac.config import AMQP_SCHEMES, DEFAULT_BROKER_URL
 from celeriac.publisher import Publisher
 from celeriac.routing import queue_arguments
 from celeriac.sent import SentEvents, announcing
@@ -22,6 +24,8 @@ from celeriac.stores.urls import store_for
 from celeriac.timing import Now, system_now
 
 __all__ = ["Connection", "Connections"]
+
+logger = logging.getLogger("celeriac")
 
 
 @dataclass(frozen=True, slots=True)
@@ -143,7 +147,16 @@ class Connections:
         return Connection(broker, store, self.make_publisher(broker, store), calls)
 
     def _load(self) -> None:
-        load_driver(self._app.settings.broker_url)
+        settings = self._app.settings
+        load_driver(settings.broker_url)
+        if (
+            settings.broker_url.partition(":")[0] in AMQP_SCHEMES
+            and settings.result_backend == DEFAULT_BROKER_URL
+        ):
+            logger.warning(
+                "The records of tasks are in celery.db of this folder, because RabbitMQ keeps none: processes elsewhere do "
+                "not see them. Set result_backend (CELERY_RESULT_BACKEND) for those, to a Redis server for example."
+            )
         self._app.finalize(auto=True)
         _ = self._app.propagation, self._app.amqp.router, self._app.amqp.default_queue, self._app.timezone
         for task in list(self._app.tasks.values()):
