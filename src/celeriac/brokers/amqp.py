@@ -8,19 +8,20 @@ short of memory or disk stops reading from those that publish.
 from __future__ import annotations
 
 import asyncio
+import contextlib
+import logging
 import math
 import time
 from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import replace
-from itertools import count
-from typing import Any
+from typing import Any, NamedTuple
 from uuid import uuid4
 
 from celery.exceptions import QueueNotFound
 
 from celeriac.brokers.amqp_consuming import Arrival, Consuming, acknowledged, discarded, requeued
 from celeriac.brokers.amqp_dead import DeadLetters
-from celeriac.brokers.amqp_link import Link, place_of
+from celeriac.brokers.amqp_link import ANSWER_TIMEOUT, Link, place_of
 from celeriac.brokers.amqp_messages import (
     DELIVERIES,
     DUE,
@@ -48,6 +49,8 @@ from celeriac.protocol.settlement import Action
 
 __all__ = ["AMQPBroker"]
 
+logger = logging.getLogger("celeriac.brokers.amqp")
+
 QUORUM: Mapping[str, Any] = {"x-queue-type": "quorum"}
 
 #: Seconds until a due time that a consumer waits out by itself: RabbitMQ delays by whole seconds.
@@ -55,6 +58,21 @@ _SHORT = 2.0
 
 #: Seconds after which who waits has another look: a consumer that RabbitMQ has forgotten hears nothing.
 _LONGEST_WAIT = 10.0
+
+#: Seconds for giving back, at the end, what was pushed and not taken. Later it goes back by itself, and is counted.
+_LAST_WORDS = 2.0
+
+
+#: Seconds for putting copies in the places of messages, before those are worked on as they are.
+_MOVE_TIMEOUT = 5.0
+
+
+class _Move(NamedTuple):
+    """A message that a copy is to replace, which was delivered so often, and is due then."""
+
+    arrival: Arrival
+    deliveries: int
+    due: float | None
 
 
 class AMQPBroker(Broker):
@@ -96,7 +114,8 @@ class AMQPBroker(Broker):
         self._in = Link(place, self._consuming_lost)
         self._topology = Topology(self._out, arguments_of, delay_queue_type)
         self._publishing = Publishing(self._out)
-        self._consuming = Consuming(self._in, self._topology.queue, count())
+        patience = max(lease, ANSWER_TIMEOUT)
+        self._consuming = Consuming(self._in, self._topology.queue, self._topology.forget_queue, patience)
         self._letters = DeadLetters(self._out, self._topology, self._publishing)
         self._opened = False
 
@@ -106,6 +125,10 @@ class AMQPBroker(Broker):
 
     async def close(self) -> None:
         """End the connections: what was not settled goes back to its queue. Safe to call twice."""
+        if self._opened:
+            with contextlib.suppress(TimeoutError, BrokerUnavailable):
+                async with asyncio.timeout(_LAST_WORDS):
+                    await self.rest()
         self._opened = False
         self._consuming.listener = None
         await asyncio.gather(self._in.close(), self._out.close())
@@ -216,38 +239,83 @@ class AMQPBroker(Broker):
         has no slot for yet.
         """
         self._check()
+        if self._consuming.consumes_others(queues):
+            await self._hand_back(await self._consuming.leave(queues))
         arrivals = await self._consuming.take(queues, limit)
-        deliveries = [each for arrival in arrivals if (each := await self._delivery(arrival)) is not None]
+        moves: list[_Move] = []
+        deliveries = [each for arrival in arrivals if (each := self._delivery(arrival, moves)) is not None]
+        if moves:
+            deliveries += await self._move(moves)
         return Received(deliveries, self._consuming.next_due())
 
-    async def _delivery(self, arrival: Arrival) -> Delivery | None:
-        """A delivery, unless it has to wait for its time or to be counted."""
+    def _delivery(self, arrival: Arrival, moves: list[_Move]) -> Delivery | None:
+        """A delivery, unless the message has to wait for its time or to be counted: by a copy, one of ``moves``."""
         delivered = arrival.delivered
         deliveries = deliveries_of(delivered)
         due = due_of(delivered)
         if due and due - time.time() > _SHORT:
             # A stock client's, that knows nothing of delays.
-            await self._move(arrival, deliveries - 1, due)
+            moves.append(_Move(arrival, deliveries - 1, due))
             return None
         if due and due > time.time():
             self._consuming.put_aside(arrival, due)
             return None
-        headers = delivered.header.properties.headers or {}
-        if delivered.redelivered and "x-delivery-count" not in headers:
+        if delivered.redelivered and "x-delivery-count" not in (delivered.header.properties.headers or {}):
             # A classic queue does not count. The copy does.
-            await self._move(arrival, deliveries, None)
+            moves.append(_Move(arrival, deliveries, None))
             return None
         return Delivery(arrival.tag, arrival.queue, message_of(delivered, arrival.queue), deliveries)
 
-    async def _move(self, arrival: Arrival, deliveries: int, due: float | None) -> None:
-        await self._publish([await self._copy(arrival, deliveries, due)])
-        await self._consuming.end([(arrival.tag, acknowledged(arrival.number))])
+    async def _move(self, moves: Sequence[_Move]) -> list[Delivery]:
+        """Have copies take the places of messages. Returns what has to start without one.
+
+        A server that takes no messages for now must not keep the worker from those that it has.
+        """
+        try:
+            async with asyncio.timeout(_MOVE_TIMEOUT):
+                await self._publish([await self._copy(*each) for each in moves])
+        except (BrokerUnavailable, TimeoutError, TypeError) as exc:
+            logger.warning("%d messages were not put off or counted: %s", len(moves), exc or "no answer")
+        else:
+            await self._consuming.end(
+                [(each.arrival.tag, acknowledged(each.arrival.number)) for each in moves]
+            )
+            return []
+        for arrival, _, due in moves:
+            if due is not None:
+                self._consuming.put_aside(arrival, due)
+        return [
+            Delivery(arrival.tag, arrival.queue, message_of(arrival.delivered, arrival.queue), deliveries + 1)
+            for arrival, deliveries, due in moves
+            if due is None
+        ]
 
     async def _copy(self, arrival: Arrival, deliveries: int, due: float | None) -> Outgoing:
         """A copy of a message for the end of its queue, that was delivered so often."""
         message = message_of(arrival.delivered, arrival.queue)
         publication = Publication(message, arrival.queue, priority=message.properties["priority"], due=due)
         return await self._to_queue(publication, {DELIVERIES: deliveries} if deliveries else None)
+
+    async def rest(self) -> None:
+        """Have nothing pushed any more, and give back what was pushed and not taken."""
+        await self._hand_back(await self._consuming.leave())
+
+    async def _hand_back(self, arrivals: Sequence[Arrival]) -> None:
+        """Give back what nobody has started. A copy, as RabbitMQ would count a delivery for the message itself."""
+        frame = acknowledged
+        try:
+            async with asyncio.timeout(ANSWER_TIMEOUT):
+                await self._publish(
+                    [
+                        await self._copy(
+                            each, deliveries_of(each.delivered) - 1, due_of(each.delivered) or None
+                        )
+                        for each in arrivals
+                    ]
+                )
+        except (BrokerUnavailable, TimeoutError, TypeError):
+            frame = requeued
+        await self._consuming.end([(each.tag, frame(each.number)) for each in arrivals])
 
     async def wait(self, queues: Sequence[str], timeout: float | None = None) -> None:
         """Return when a message was pushed, or may have become due."""
@@ -277,14 +345,14 @@ class AMQPBroker(Broker):
         """Publish what deliveries leave behind, and end them when that is confirmed."""
         self._check()
         void, endings = [], []
+        successors: list[Publication] = []
         left: list[Outgoing] = []
         for each in settlements:
             arrival = self._consuming.holding(each.tag)
             if arrival is None:
                 void.append(each.tag)
                 continue
-            if each.publications:
-                await self.publish(each.publications)
+            successors += each.publications
             frame = acknowledged(arrival.number)
             if each.action is Action.DEAD_LETTER:
                 left.append(await self._buried(arrival, each.reason))
@@ -297,6 +365,7 @@ class AMQPBroker(Broker):
                     done = deliveries_of(arrival.delivered) - (0 if each.counted else 1)
                     left.append(await self._copy(arrival, done, each.due))
             endings.append((each.tag, frame))
+        await self.publish(successors)
         await self._publish(left)
         await self._consuming.end(endings)
         return void

@@ -3,21 +3,24 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import heapq
 import logging
 import time
 from collections import deque
-from collections.abc import Awaitable, Callable, Collection, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Collection, Sequence
 from functools import partial
 from itertools import count
 from typing import TYPE_CHECKING
 
+from aiormq import exceptions as amqp
 from aiormq.abc import ChannelFrame, DeliveredMessage
 from pamqp import commands as spec
 
 from celeriac.brokers.amqp_errors import DRIVER_ERRORS, explained
 from celeriac.brokers.amqp_link import Link
 from celeriac.brokers.amqp_messages import due_of
+from celeriac.errors import BrokerUnavailable
 
 if TYPE_CHECKING:
     from aiormq.abc import AbstractChannel
@@ -30,49 +33,83 @@ logger = logging.getLogger("celeriac.brokers.amqp")
 #: Frames in one write.
 _AT_ONCE = 256
 
+#: What AMQP can express as a prefetch.
+_MOST = 65_535
+
 
 class Arrival:
     """A message that the server has handed over: ``tag`` is ours, ``number`` the server's on its channel."""
 
-    __slots__ = ("consumer", "delivered", "number", "tag")
+    __slots__ = ("consumer", "delivered", "number", "share", "tag", "taken")
 
-    def __init__(self, tag: str, consumer: _Consumer, number: int, delivered: DeliveredMessage) -> None:
-        self.tag, self.consumer, self.number, self.delivered = tag, consumer, number, delivered
+    def __init__(self, tag: str, consumer: _Consumer, share: _Share, delivered: DeliveredMessage) -> None:
+        self.tag, self.consumer, self.share, self.delivered = tag, consumer, share, delivered
+        self.number = delivered.delivery_tag or 0
+        self.taken = False
 
     @property
     def queue(self) -> str:
         return self.consumer.queue
 
 
+class _Share:
+    """One of the server's consumers for a queue: it pushes up to ``prefetch`` messages that nobody has settled."""
+
+    __slots__ = ("held", "prefetch")
+
+    def __init__(self, prefetch: int) -> None:
+        self.prefetch = prefetch
+        self.held = 0
+
+
 class _Consumer:
-    """One queue's channel and buffer. ``room`` is how many messages the server may still push."""
+    """One queue's channel and buffer.
+
+    A prefetch cannot be changed while its consumer lives, so more is asked for by one consumer more: what is held
+    keeps counting, and the server never pushes more than was asked for.
+    """
 
     def __init__(self, queue: str, channel: AbstractChannel) -> None:
         self.queue = queue
         self.channel = channel
-        self.name = ""
-        self.prefetch = 0
-        self.held = 0  # of those that the present consumer got, buffered or not
+        self.shares: dict[str, _Share] = {}
         self.ready: deque[Arrival] = deque()
-        self.numbers = count()
+        self.started = 0  # of those that were taken, how many are not settled
+        self.most = 0  # that were ever wanted at once
+
+    @property
+    def prefetch(self) -> int:
+        """How many messages the server may have pushed."""
+        return sum(share.prefetch for share in self.shares.values())
 
     @property
     def room(self) -> int:
-        return self.prefetch - self.held
+        """How many messages can be taken, now or once the server has pushed them."""
+        return len(self.ready) + sum(share.prefetch - share.held for share in self.shares.values())
 
 
 class Consuming:
     """What was pushed and not settled, over one link.
 
-    ``declare`` has a queue be there; ``listener`` hears of tags that went back with their channel.
+    ``declare`` has a queue be there, which ``forget`` says it is not; ``listener`` hears of tags that went back with
+    their channel. A server that does not answer for ``patience`` seconds is lost.
     """
 
-    def __init__(self, link: Link, declare: Callable[[str], Awaitable[None]], arrivals: count[int]) -> None:
+    def __init__(
+        self,
+        link: Link,
+        declare: Callable[[str], Awaitable[None]],
+        forget: Callable[[str], None],
+        patience: float,
+    ) -> None:
         self._link = link
         self._declare = declare
-        self._arrivals = arrivals
+        self._forget = forget
+        self._patience = patience
+        self._arrivals = count()
         self._consumers: dict[str, _Consumer] = {}
-        self._held: dict[str, tuple[Arrival, str]] = {}
+        self._held: dict[str, Arrival] = {}
+        self._dropped: list[Arrival] = []
         self._waiting: list[tuple[float, int, Arrival]] = []
         self._turn = 0
         self._lock = asyncio.Lock()
@@ -84,6 +121,7 @@ class Consuming:
     async def take(self, queues: Sequence[str], limit: int) -> list[Arrival]:
         """Up to so many messages that are there, of each queue in turn. Raises BrokerUnavailable."""
         async with self._lock:
+            await self._return_dropped()
             fresh = await self._consume(queues, limit)
             if fresh or not any(self._consumers[queue].ready for queue in queues):
                 while not await self._barrier(queues):
@@ -93,8 +131,36 @@ class Consuming:
 
     async def ensure(self, queues: Sequence[str]) -> None:
         """Have at least one message of each queue pushed when there is one. Raises BrokerUnavailable."""
+        if all(queue in self._consumers and self._consumers[queue].room > 0 for queue in queues):
+            return
+        # To cancel a question to the server closes its channel, and what is held would go back with it.
+        work = asyncio.ensure_future(self._ensure(queues))
+        work.add_done_callback(lambda done: done.cancelled() or done.exception())
+        await asyncio.shield(work)
+
+    async def _ensure(self, queues: Sequence[str]) -> None:
         async with self._lock:
             await self._consume(queues, 1)
+
+    async def leave(self, queues: Collection[str] | None = None) -> list[Arrival]:
+        """Consume no more but from these queues. Returns what was pushed by the others and not taken; it stays held."""
+        left: list[Arrival] = []
+        async with self._lock:
+            for consumer in list(self._consumers.values()):
+                if consumer.queue in (queues or ()):
+                    continue
+                for name in list(consumer.shares):
+                    await self._withdraw(consumer, name)
+                left += consumer.ready
+                consumer.ready.clear()
+                left += [arrival for _, _, arrival in self._waiting if arrival.consumer is consumer]
+                self._waiting = [each for each in self._waiting if each[2].consumer is not consumer]
+        heapq.heapify(self._waiting)
+        return [arrival for arrival in left if arrival.tag in self._held]
+
+    def consumes_others(self, queues: Collection[str]) -> bool:
+        """Whether the server pushes messages of other queues than these."""
+        return any(each.shares and each.queue not in queues for each in self._consumers.values())
 
     def has(self, queues: Sequence[str]) -> bool:
         """Whether something of these queues can be taken now."""
@@ -119,11 +185,17 @@ class Consuming:
             while len(taken) < limit and any(buffers):
                 for buffer in buffers:
                     if buffer and len(taken) < limit:
-                        taken.append(buffer.popleft())
+                        arrival = buffer.popleft()
+                        arrival.taken = True
+                        arrival.consumer.started += 1
+                        taken.append(arrival)
         return taken
 
     def put_aside(self, arrival: Arrival, due: float) -> None:
         """Keep a message, which stays ours, until its time."""
+        if arrival.taken:
+            arrival.taken = False
+            arrival.consumer.started -= 1
         heapq.heappush(self._waiting, (due, next(self._arrivals), arrival))
 
     def _wake_due(self) -> None:
@@ -136,15 +208,18 @@ class Consuming:
     # -- consumers -------------------------------------------------------------------------------------------------
 
     async def _consume(self, queues: Sequence[str], limit: int) -> bool:
-        """Have a consumer for each queue that may be pushed so many messages. Whether one was made."""
+        """Have a consumer for each queue that may be pushed so many messages. Whether more were asked for."""
         made = False
         for queue in queues:
             consumer = self._consumers.get(queue)
             if consumer is None or consumer.channel.is_closed:
                 consumer = await self._open(queue)
-            if limit > 0 and consumer.room + len(consumer.ready) < limit:
-                await self._prefetch(consumer, limit - len(consumer.ready))
+            consumer.most = max(consumer.most, consumer.started + limit)
+            if (missing := limit - consumer.room) > 0:
+                await self._ask_for(consumer, missing)
                 made = True
+            elif consumer.prefetch > 2 * consumer.most:
+                await self._ask_for_less(consumer)
         return made
 
     async def _open(self, queue: str) -> _Consumer:
@@ -155,20 +230,44 @@ class Consuming:
         channel.on_consumer_cancel_callbacks.add(partial(self._cancelled, consumer))
         return consumer
 
-    async def _prefetch(self, consumer: _Consumer, number: int) -> None:
-        """Consume anew, with another prefetch: it cannot be changed for a consumer that is there."""
-        channel = consumer.channel
+    async def _ask_for(self, consumer: _Consumer, number: int) -> None:
+        channel, name = consumer.channel, f"celeriac-{next(self._arrivals)}"
+        share = consumer.shares[name] = _Share(min(number, _MOST))
+        arrived = partial(self._arrived, consumer, share)
         try:
-            if consumer.name:
-                await channel.basic_cancel(consumer.name)
-            await channel.basic_qos(prefetch_count=number)
-            consumer.prefetch, consumer.held = number, 0
-            consumer.name = f"celeriac-{next(self._arrivals)}"
-            await channel.basic_consume(
-                consumer.queue, partial(self._arrived, consumer, consumer.name), consumer_tag=consumer.name
-            )
+            async with self._answering():
+                await channel.basic_qos(prefetch_count=share.prefetch)
+                await channel.basic_consume(consumer.queue, arrived, consumer_tag=name)
+        except BrokerUnavailable as exc:
+            consumer.shares.pop(name, None)
+            if isinstance(exc.__cause__, amqp.ChannelNotFoundEntity):
+                self._forget(consumer.queue)
+            raise
+
+    async def _ask_for_less(self, consumer: _Consumer) -> None:
+        """Give up one share, after many messages had come before their time and others were asked for meanwhile."""
+        spare = consumer.prefetch - consumer.most
+        for name, share in list(consumer.shares.items()):
+            if share.prefetch <= spare:
+                await self._withdraw(consumer, name)
+                return
+
+    async def _withdraw(self, consumer: _Consumer, name: str) -> None:
+        async with self._answering():
+            if not consumer.channel.is_closed:
+                await consumer.channel.basic_cancel(name)
+        consumer.shares.pop(name, None)
+
+    @contextlib.asynccontextmanager
+    async def _answering(self) -> AsyncIterator[None]:
+        """The server has to answer what is asked inside. Raises BrokerUnavailable."""
+        try:
+            async with asyncio.timeout(self._patience):
+                yield
+        except TimeoutError:
+            await self._link.drop()
+            raise BrokerUnavailable(f"RabbitMQ at {self._link.place.shown} does not answer.") from None
         except DRIVER_ERRORS as exc:
-            consumer.name = ""
             raise explained(exc, self._link.place.shown) from exc
 
     async def _barrier(self, queues: Sequence[str]) -> bool:
@@ -177,23 +276,19 @@ class Consuming:
         False if RabbitMQ knows nothing of a consumer: it forgets to say so where a queue was deleted and made again.
         """
         whole = True
-        try:
+        async with self._answering():
             for queue in queues:
                 consumer = self._consumers[queue]
                 answer = await consumer.channel.queue_declare(queue, passive=True)
-                if consumer.name and not answer.consumer_count:
+                if consumer.shares and not answer.consumer_count:
                     self._cancelled(consumer, answer)
                     whole = False
-        except DRIVER_ERRORS as exc:
-            raise explained(exc, self._link.place.shown) from exc
         return whole
 
-    async def _arrived(self, consumer: _Consumer, name: str, delivered: DeliveredMessage) -> None:
+    async def _arrived(self, consumer: _Consumer, share: _Share, delivered: DeliveredMessage) -> None:
         tag = f"{next(self._arrivals)}"
-        arrival = Arrival(tag, consumer, delivered.delivery_tag or 0, delivered)
-        self._held[tag] = (arrival, name)
-        if consumer.name == name:
-            consumer.held += 1
+        arrival = self._held[tag] = Arrival(tag, consumer, share, delivered)
+        share.held += 1
         due = due_of(delivered)
         if due and 0 < due - time.time() <= 2.0:
             self.put_aside(arrival, due)
@@ -203,10 +298,20 @@ class Consuming:
 
     def _cancelled(self, consumer: _Consumer, _frame: object) -> None:
         """The server has ended a consumer: its queue was deleted, or its leader is gone."""
+        if self._consumers.get(consumer.queue) is not consumer:
+            return
         logger.warning("RabbitMQ has ended the consumption of %r: it is begun anew.", consumer.queue)
-        consumer.name, consumer.prefetch, consumer.held = "", 0, 0
-        self._consumers.pop(consumer.queue, None)
+        del self._consumers[consumer.queue]
+        consumer.shares.clear()
+        self._dropped += consumer.ready
+        consumer.ready.clear()
+        self._forget(consumer.queue)
         self.changed.set()
+
+    async def _return_dropped(self) -> None:
+        """Give back what a consumer had pushed before it was ended; where its queue is gone, so are they."""
+        dropped, self._dropped = self._dropped, []
+        await self.end([(arrival.tag, requeued(arrival.number)) for arrival in dropped])
 
     def _channel_ended(self, consumer: _Consumer, future: asyncio.Future[object]) -> None:
         if self._consumers.get(consumer.queue) is consumer:
@@ -217,7 +322,7 @@ class Consuming:
                 "not set: set consumer_timeout in rabbitmq.conf to more milliseconds than your longest task takes.",
                 consumer.queue,
             )
-        lost = [tag for tag, (arrival, _) in self._held.items() if arrival.consumer is consumer]
+        lost = [tag for tag, arrival in self._held.items() if arrival.consumer is consumer]
         for tag in lost:
             del self._held[tag]
         self.changed.set()
@@ -228,19 +333,17 @@ class Consuming:
 
     def holding(self, tag: str) -> Arrival | None:
         """The message of a tag that is not void."""
-        found = self._held.get(tag)
-        return found[0] if found else None
+        return self._held.get(tag)
 
     async def end(self, endings: Sequence[tuple[str, Frame]]) -> None:
         """Tell the server what becomes of these, by frames for their channels. Raises BrokerUnavailable."""
         writes: dict[AbstractChannel, list[Frame]] = {}
         for tag, frame in endings:
-            found = self._held.pop(tag, None)
-            if found is None:
+            arrival = self._held.pop(tag, None)
+            if arrival is None:
                 continue
-            arrival, name = found
-            if arrival.consumer.name == name:
-                arrival.consumer.held -= 1
+            arrival.share.held -= 1
+            arrival.consumer.started -= arrival.taken
             writes.setdefault(arrival.consumer.channel, []).append(frame)
         try:
             for channel, frames in writes.items():
@@ -256,6 +359,7 @@ class Consuming:
         """The connection is gone, and all that was held with it."""
         self._consumers.clear()
         self._waiting.clear()
+        self._dropped.clear()
         lost = list(self._held)
         self._held.clear()
         self.changed.set()

@@ -17,7 +17,7 @@ from celeriac.errors import BrokerUnavailable, ConfigurationError
 if TYPE_CHECKING:
     from aiormq.abc import AbstractChannel, AbstractConnection
 
-__all__ = ["Link", "Place", "place_of"]
+__all__ = ["ANSWER_TIMEOUT", "Link", "Place", "place_of"]
 
 #: Seconds that a server may take to greet, and to answer a question.
 ANSWER_TIMEOUT = 10.0
@@ -43,7 +43,7 @@ def place_of(url: str, options: Mapping[str, Any], lease: float) -> Place:
     """Read a broker URL as kombu does. Raises ConfigurationError for one that names no server.
 
     ``options`` are Celery's ``broker_transport_options``; ``ssl`` among them is ``broker_use_ssl``, and ``heartbeat``
-    are seconds. A silent connection is noticed within about a ``lease``.
+    are seconds. RabbitMQ gives up a silent connection after two of them, which is a ``lease`` if they are not given.
     """
     parts = urlsplit(url)
     try:
@@ -56,7 +56,7 @@ def place_of(url: str, options: Mapping[str, Any], lease: float) -> Place:
     vhost = unquote(parts.path[1:]) or "/"
     user, password = unquote(parts.username or "guest"), unquote(parts.password or "guest")
     query = dict(parse_qsl(parts.query))
-    query.setdefault("heartbeat", str(int(options.get("heartbeat") or max(2.0, min(60.0, lease)))))
+    query.setdefault("heartbeat", str(int(options.get("heartbeat") or max(2.0, min(60.0, lease / 2)))))
     login = f"{quote(user, safe='')}:{quote(password, safe='')}"
     network = f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
     path = f"/{quote(vhost, safe='')}"

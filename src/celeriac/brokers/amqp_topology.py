@@ -19,7 +19,8 @@ from kombu.transport.native_delayed_delivery import (
 )
 
 from celeriac.brokers.amqp_errors import DRIVER_ERRORS, explained, is_other_arguments, refused
-from celeriac.brokers.amqp_link import Link
+from celeriac.brokers.amqp_link import ANSWER_TIMEOUT, Link
+from celeriac.errors import BrokerUnavailable
 from celeriac.protocol.exchanges import Binding, is_fanout
 
 if TYPE_CHECKING:
@@ -163,13 +164,23 @@ class Topology:
             channel = self._channel
             if channel is None or channel.is_closed:
                 channel = self._channel = await self._link.channel()
+            self._channel = None  # for good, if this is not answered
             try:
-                return await getattr(channel, method)(*args, **kwargs)
+                async with asyncio.timeout(ANSWER_TIMEOUT):
+                    answer = await getattr(channel, method)(*args, **kwargs)
             except ValueError as exc:
+                self._channel = channel
                 names = ", ".join(repr(each) for each in args if isinstance(each, str))
                 raise refused(
                     f"RabbitMQ cannot be asked for {names}: use letters, digits and -_.:@#,/+ alone."
                 ) from exc
+            except TimeoutError:
+                await self._link.drop()
+                raise BrokerUnavailable(
+                    f"RabbitMQ at {self._link.place.shown} does not answer: it hangs, cannot be reached any more, or "
+                    "blocks publishers for want of memory or disk."
+                ) from None
             except DRIVER_ERRORS as exc:
-                self._channel = None
                 raise explained(exc, self._link.place.shown) from exc
+            self._channel = channel
+            return answer

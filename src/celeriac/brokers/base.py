@@ -190,6 +190,12 @@ class Broker(ABC):
     async def wait(self, queues: Sequence[str], timeout: float | None = None) -> None:
         """Return when a message may have become due in a queue, or after ``timeout`` seconds. May be cancelled."""
 
+    async def rest(self) -> None:  # noqa: B027 - most hand over only what is asked for
+        """Nobody receives any more for now: have nothing pushed, and give back what was pushed and not received.
+
+        Deliveries that were received stay as they are. ``receive`` and ``wait`` begin again.
+        """
+
     @abstractmethod
     async def settle(self, settlements: Sequence[Settlement]) -> Collection[str]:
         """End deliveries. Returns the tags that were void: their lease had ended and somebody else has the message."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 from collections import deque
 from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass
@@ -164,6 +165,8 @@ class Fetcher:
                 continue
             await self._unless_poked(asyncio.sleep(delay))
             delay = min(delay * 2, longest)
+        with contextlib.suppress(BrokerUnavailable):  # then it goes back with the connection
+            await self._broker.rest()
         if self._batches:
             await asyncio.wait(self._batches)
 
@@ -176,6 +179,7 @@ class Fetcher:
         if self._stopping or free <= 0:
             return
         if not queues:
+            await self._broker.rest()
             await self._unless_poked(asyncio.sleep(1))
             return
         if queues != self._bound:
