@@ -154,8 +154,8 @@ class Connections:
             and settings.result_backend == DEFAULT_BROKER_URL
         ):
             logger.warning(
-                "The records of tasks are in celery.db of this folder, because RabbitMQ keeps none: processes elsewhere do "
-                "not see them. Set result_backend (CELERY_RESULT_BACKEND) for those, to a Redis server for example."
+                "The records of tasks are in celery.db of this folder, because RabbitMQ keeps none: processes "
+                "elsewhere miss them. Set result_backend (CELERY_RESULT_BACKEND) for those: a Redis server, say."
             )
         self._app.finalize(auto=True)
         _ = self._app.propagation, self._app.amqp.router, self._app.amqp.default_queue, self._app.timezone

@@ -12,7 +12,7 @@ from celeriac import Celery
 from celeriac.brokers.base import Broker, Publication
 from celeriac.brokers.urls import broker_for, load_driver
 from celeriac.errors import BrokerUnavailable, PublishTimeout
-from celeriac.testing.contract.messages import collect, name_of, publication, receive
+from celeriac.testing.contract.messages import acknowledged, collect, name_of, publication, receive
 
 load_driver("amqp://")
 
@@ -166,4 +166,27 @@ async def test_long_delays_survive_the_server(rabbitmq_server: RabbitMQServer) -
                 await asyncio.sleep(0.1)
     assert time.time() >= due
     assert name_of(delivery) == "1"
+    await broker.close()
+
+
+async def test_what_was_held_too_long_is_lost_and_the_log_says_what_to_set(
+    rabbitmq_server: RabbitMQServer, caplog: pytest.LogCaptureFixture
+) -> None:
+    for name, milliseconds in (("consumer_timeout", 1000), ("channel_tick_interval", 200)):
+        change = f"application:set_env(rabbit, {name}, {milliseconds})."
+        await asyncio.to_thread(rabbitmq_server.command, "eval", change)
+    broker = broker_for(rabbitmq_server.url)
+    await broker.open()
+    lost: list[str] = []
+    broker.on_lost(lost.extend)
+    await broker.publish([publication("1")])
+    (held,) = await receive(broker)
+    async with asyncio.timeout(20):
+        while not lost:
+            await asyncio.sleep(0.05)
+    assert lost == [held.tag]
+    assert "set consumer_timeout in rabbitmq.conf" in caplog.text
+    (again,) = await collect(broker, 1)
+    assert again.deliveries == 2
+    assert await broker.settle(acknowledged([held, again])) == [held.tag]
     await broker.close()
