@@ -7,7 +7,7 @@ from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from typing import TYPE_CHECKING
 
 from celeriac.brokers.amqp_errors import DRIVER_ERRORS, explained
-from celeriac.brokers.amqp_link import Link
+from celeriac.brokers.amqp_link import ANSWER_TIMEOUT, Link
 from celeriac.brokers.amqp_messages import dead_letter
 from celeriac.brokers.amqp_publishing import Outgoing, Publishing
 from celeriac.brokers.amqp_topology import DEAD, Topology
@@ -67,7 +67,7 @@ class DeadLetters:
     async def _read(self, channel: AbstractChannel) -> list[tuple[int, DeadLetter]]:
         found: list[tuple[int, DeadLetter]] = []
         for _ in range(_MOST):
-            delivered = await channel.basic_get(DEAD)
+            delivered = await channel.basic_get(DEAD, timeout=ANSWER_TIMEOUT)
             if delivered.delivery_tag is None:
                 break
             with contextlib.suppress(ValueError, TypeError):  # somebody else's message
