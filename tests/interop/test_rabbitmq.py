@@ -5,10 +5,14 @@ from __future__ import annotations
 import asyncio
 import json
 import time
+from datetime import UTC, datetime
+from decimal import Decimal
 from pathlib import Path
 
+import aiormq
 import celery
 import pytest
+from pamqp import commands as spec
 from tests.acceptance.ledger import Ledger, until
 from tests.acceptance.processes import Launcher
 from tests.services import Proxy, RabbitMQServer
@@ -148,6 +152,39 @@ async def test_topics_and_queues_of_the_settings(
         broker = client.broker
         first, _ = (await broker.receive(["videos"], 2)).deliveries
         assert first.envelope.properties["priority"] == 9  # type: ignore[union-attr]
+
+
+async def test_what_is_no_task_is_dead_lettered_and_hurts_nobody(ledger: Ledger, rabbitmq_url: str) -> None:
+    async with ledger.client as client:
+        await client.enqueue("ledger.work")  # so that there is the queue
+        connection = await aiormq.connect(rabbitmq_url)
+        channel = await connection.channel()
+        odd = {
+            "id": bytearray(b"\xff"),
+            "when": datetime.now(UTC),
+            "price": Decimal("1.5"),
+            "deep": {"a": [{"b": None}]},
+        }
+        for headers, body in (
+            (odd, b"[]"),
+            (None, b""),
+            ({"id": "x", "task": "ledger.work", "lang": "py"}, b"{ no JSON"),
+        ):
+            properties = spec.Basic.Properties(headers=headers, content_type="application/json")
+            await channel.basic_publish(body, routing_key="celery", properties=properties)
+        pickled = spec.Basic.Properties(
+            headers={"id": "y", "task": "ledger.work"}, content_type="application/x-python-serialize"
+        )
+        await channel.basic_publish(b"cos\nsystem\n(S'true'\ntR.", routing_key="celery", properties=pickled)
+        await connection.close()
+        handle = await client.enqueue("ledger.work")
+        worker = await asyncio.to_thread(ledger.start_worker, "-c", "4")
+        assert await handle.result(timeout=20) == handle.id
+        async with asyncio.timeout(20):
+            while len(letters := await client.broker.dead_letters()) < 4:
+                await asyncio.sleep(0.05)
+        assert len(letters) == 4
+        assert worker.running
 
 
 @pytest.mark.timeout(180)

@@ -6,9 +6,10 @@ import asyncio
 import contextlib
 import heapq
 import logging
+import math
 import time
 from collections import deque
-from collections.abc import AsyncIterator, Awaitable, Callable, Collection, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Collection, Mapping, Sequence
 from functools import partial
 from itertools import count
 from typing import TYPE_CHECKING
@@ -74,6 +75,7 @@ class _Consumer:
         self.channel = channel
         self.shares: dict[str, _Share] = {}
         self.ready: deque[Arrival] = deque()
+        self.unsettled: set[int] = set()  # the server's numbers of what it has pushed
         self.started = 0  # of those that were taken, how many are not settled
         self.most = 0  # that were ever wanted at once
 
@@ -289,6 +291,7 @@ class Consuming:
         tag = f"{next(self._arrivals)}"
         arrival = self._held[tag] = Arrival(tag, consumer, share, delivered)
         share.held += 1
+        consumer.unsettled.add(arrival.number)
         due = due_of(delivered)
         if due and 0 < due - time.time() <= 2.0:
             self.put_aside(arrival, due)
@@ -337,16 +340,18 @@ class Consuming:
 
     async def end(self, endings: Sequence[tuple[str, Frame]]) -> None:
         """Tell the server what becomes of these, by frames for their channels. Raises BrokerUnavailable."""
-        writes: dict[AbstractChannel, list[Frame]] = {}
+        writes: dict[_Consumer, dict[int, Frame]] = {}
         for tag, frame in endings:
             arrival = self._held.pop(tag, None)
             if arrival is None:
                 continue
             arrival.share.held -= 1
             arrival.consumer.started -= arrival.taken
-            writes.setdefault(arrival.consumer.channel, []).append(frame)
+            writes.setdefault(arrival.consumer, {})[arrival.number] = frame
         try:
-            for channel, frames in writes.items():
+            for consumer, ended in writes.items():
+                consumer.unsettled.difference_update(ended)
+                channel, frames = consumer.channel, _merged(ended, consumer.unsettled)
                 for start in range(0, len(frames), _AT_ONCE):
                     if channel.is_closed:
                         break
@@ -365,6 +370,18 @@ class Consuming:
         self.changed.set()
         if lost and self.listener is not None:
             self.listener(lost)
+
+
+def _merged(ended: Mapping[int, Frame], unsettled: Collection[int]) -> list[Frame]:
+    """The frames that end messages of one channel.
+
+    Those before all others are acknowledged by one: a quorum queue writes each frame into its log.
+    """
+    others = [number for number, frame in ended.items() if not isinstance(frame, spec.Basic.Ack)]
+    until = min(min(unsettled, default=math.inf), min(others, default=math.inf))
+    first = [number for number in ended if number < until]
+    frames = [frame for number, frame in ended.items() if number >= until]
+    return [spec.Basic.Ack(delivery_tag=max(first), multiple=True), *frames] if first else frames
 
 
 def acknowledged(number: int) -> Frame:

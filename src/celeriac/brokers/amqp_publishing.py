@@ -65,19 +65,24 @@ class Publishing:
         Raises BrokerUnavailable, :class:`Unroutable`, and TypeError, before anything is sent, for what AMQP cannot
         express.
         """
-        async with self._lock:
-            channel = await self._open()
-            confirms: list[asyncio.Future[Any]] = []
-            # All of them before the first is sent.
-            chunks = list(self._chunks(channel, batch))
-            try:
-                for payload, size in chunks:
+        channel: Channel | None = None
+        confirms: list[asyncio.Future[Any]] = []
+        try:
+            async with self._lock:
+                channel = await self._open()
+                # All of them before the first is sent.
+                for payload, size in list(self._chunks(channel, batch)):
                     confirms += await self._write(
                         channel, payload, batch[len(confirms) : len(confirms) + size]
                     )
-            except DRIVER_ERRORS as exc:
-                raise explained(exc, self._link.place.shown) from exc
-        await self._confirmed(confirms, batch)
+            await asyncio.wait(confirms)
+        except DRIVER_ERRORS as exc:
+            raise explained(exc, self._link.place.shown) from exc
+        finally:
+            if channel is not None:
+                for each in batch:
+                    channel.message_id_delivery_tag.pop(each.properties.message_id or "", None)
+        self._judge(confirms, batch)
 
     def _chunks(self, channel: Channel, batch: Sequence[Outgoing]) -> Iterator[tuple[bytes, int]]:
         number, largest = channel.number, channel.max_content_size
@@ -116,18 +121,10 @@ class Publishing:
             raise
         return made
 
-    async def _confirmed(self, confirms: Sequence[asyncio.Future[Any]], batch: Sequence[Outgoing]) -> None:
-        channel = self._channel
-        try:
-            if not all(confirm.done() for confirm in confirms):
-                await asyncio.wait(confirms)
-        finally:
-            if channel is not None:
-                for each in batch:
-                    channel.message_id_delivery_tag.pop(each.properties.message_id or "", None)
+    def _judge(self, confirms: Sequence[asyncio.Future[Any]], batch: Sequence[Outgoing]) -> None:
         returned = []
         for each, confirm in zip(batch, confirms, strict=True):
-            exc = confirm.exception()
+            exc = ConnectionError("the connection was closed") if confirm.cancelled() else confirm.exception()
             if isinstance(exc, amqp.PublishError):
                 if each.mandatory:
                     returned.append(each)
