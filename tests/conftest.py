@@ -9,23 +9,35 @@ import pytest
 from blockbuster import BlockBuster, blockbuster_ctx
 from tests.services import (
     certificates,
+    kafka,
+    kafka_queue,
+    kafka_server,
     rabbitmq,
     rabbitmq_server,
     rabbitmq_url,
     redis_sentinel,
     redis_server,
     redis_url,
+    zookeeper,
+    zookeeper_server,
+    zookeeper_url,
 )
 
 __all__ = [
     "certificates",
     "database_url",
+    "kafka",
+    "kafka_queue",
+    "kafka_server",
     "rabbitmq",
     "rabbitmq_server",
     "rabbitmq_url",
     "redis_sentinel",
     "redis_server",
     "redis_url",
+    "zookeeper",
+    "zookeeper_server",
+    "zookeeper_url",
 ]
 
 

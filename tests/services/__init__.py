@@ -9,28 +9,41 @@ from __future__ import annotations
 from tests.services.certificates import Certificates, make_certificates
 from tests.services.fixtures import (
     certificates,
+    kafka,
+    kafka_queue,
+    kafka_server,
     rabbitmq,
     rabbitmq_server,
     rabbitmq_url,
     redis_sentinel,
     redis_server,
     redis_url,
+    zookeeper,
+    zookeeper_server,
+    zookeeper_url,
 )
+from tests.services.kafka import KafkaServer
 from tests.services.ports import ReservedPort
 from tests.services.programs import missing, program
 from tests.services.proxy import Proxy
 from tests.services.rabbitmq import RabbitMQServer
 from tests.services.redis import RedisServer, running_redis
 from tests.services.sentinel import RedisSentinel
+from tests.services.zookeeper import ZooKeeperServer
 
 __all__ = [
     "Certificates",
+    "KafkaServer",
     "Proxy",
     "RabbitMQServer",
     "RedisSentinel",
     "RedisServer",
     "ReservedPort",
+    "ZooKeeperServer",
     "certificates",
+    "kafka",
+    "kafka_queue",
+    "kafka_server",
     "make_certificates",
     "missing",
     "program",
@@ -41,4 +54,7 @@ __all__ = [
     "redis_server",
     "redis_url",
     "running_redis",
+    "zookeeper",
+    "zookeeper_server",
+    "zookeeper_url",
 ]

@@ -2,22 +2,31 @@
 
 from __future__ import annotations
 
+import secrets
 from collections.abc import Iterator
 
 import pytest
 from tests.services.certificates import Certificates, make_certificates
+from tests.services.kafka import KafkaServer, running_kafka
 from tests.services.rabbitmq import RabbitMQServer, running_rabbitmq
 from tests.services.redis import RedisServer, running_redis
 from tests.services.sentinel import RedisSentinel
+from tests.services.zookeeper import ZooKeeperServer, running_zookeeper
 
 __all__ = [
     "certificates",
+    "kafka",
+    "kafka_queue",
+    "kafka_server",
     "rabbitmq",
     "rabbitmq_server",
     "rabbitmq_url",
     "redis_sentinel",
     "redis_server",
     "redis_url",
+    "zookeeper",
+    "zookeeper_server",
+    "zookeeper_url",
 ]
 
 
@@ -67,4 +76,44 @@ def rabbitmq_url(rabbitmq: RabbitMQServer) -> Iterator[str]:
 def rabbitmq_server() -> Iterator[RabbitMQServer]:
     """A RabbitMQ server that this test has to itself, to do with it what it likes."""
     with running_rabbitmq() as server:
+        yield server
+
+
+@pytest.fixture(scope="session")
+def kafka() -> Iterator[KafkaServer]:
+    """A Kafka broker that this test run has to itself; not to be stopped."""
+    with running_kafka() as server:
+        yield server
+
+
+@pytest.fixture
+def kafka_queue() -> str:
+    """The name of a queue that this test has to itself: a Kafka broker has one namespace for all."""
+    return f"test-{secrets.token_hex(4)}"
+
+
+@pytest.fixture
+def kafka_server() -> Iterator[KafkaServer]:
+    """A Kafka broker that this test has to itself, to do with it what it likes."""
+    with running_kafka() as server:
+        yield server
+
+
+@pytest.fixture(scope="session")
+def zookeeper() -> Iterator[ZooKeeperServer]:
+    """A ZooKeeper server that this test run has to itself; not to be stopped."""
+    with running_zookeeper() as server:
+        yield server
+
+
+@pytest.fixture
+def zookeeper_url(zookeeper: ZooKeeperServer) -> str:
+    """The URL of a place in ZooKeeper that this test has to itself."""
+    return zookeeper.new_chroot()
+
+
+@pytest.fixture
+def zookeeper_server() -> Iterator[ZooKeeperServer]:
+    """A ZooKeeper server that this test has to itself, to do with it what it likes."""
+    with running_zookeeper() as server:
         yield server
