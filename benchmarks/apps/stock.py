@@ -6,11 +6,14 @@ import os
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 
+from anyio import to_thread
 from celery import Celery
 
 from benchmarks.apps.publishing import Publish
 
 __all__ = ["celery", "noop", "publisher"]
+
+_IN_THREADS = "BENCHMARK_THREADS" in os.environ
 
 celery = Celery("benchmark")
 celery.conf.update(
@@ -30,9 +33,14 @@ def noop(number: int) -> int:
 
 @asynccontextmanager
 async def publisher() -> AsyncIterator[Publish]:
-    """Publish while this is open. ``delay`` blocks, as it does in every application."""
+    """Publish while this is open. ``delay`` blocks, as it does in every application.
+
+    With ``BENCHMARK_THREADS`` it blocks a thread, as in a ``def`` endpoint of FastAPI's.
+    """
 
     async def publish(number: int) -> object:
+        if _IN_THREADS:
+            return await to_thread.run_sync(noop.delay, number)
         return noop.delay(number)
 
     yield publish

@@ -14,7 +14,14 @@ from benchmarks.systems.base import Place, System, WorkerOptions
 from benchmarks.systems.embedded import embedded_worker
 from benchmarks.systems.stock import stock_worker
 
-__all__ = ["RABBITMQ", "RABBITMQ_RECORDS", "STOCK_RABBITMQ", "RabbitMQPlace", "RabbitMQSystem"]
+__all__ = [
+    "RABBITMQ",
+    "RABBITMQ_RECORDS",
+    "STOCK_RABBITMQ",
+    "STOCK_RABBITMQ_THREADS",
+    "RabbitMQPlace",
+    "RabbitMQSystem",
+]
 
 #: Coroutines that fill the queue, where only the queue counts.
 _REQUESTS = 64
@@ -113,3 +120,6 @@ RABBITMQ = RabbitMQSystem(
 )
 RABBITMQ_RECORDS = RabbitMQSystem("celeriac, records in SQLite", _OURS, embedded_worker, {})
 STOCK_RABBITMQ = RabbitMQSystem("stock Celery", "benchmarks.apps.stock", stock_worker, {}, _POOLS)
+STOCK_RABBITMQ_THREADS = RabbitMQSystem(
+    "stock Celery, in threads", "benchmarks.apps.stock", stock_worker, {"BENCHMARK_THREADS": "1"}
+)
