@@ -78,6 +78,11 @@ class ServerProcess(Server):
         return self._process is not None and self._process.poll() is None
 
     @property
+    def group(self) -> int | None:
+        """The process group of the server and what it has started, while it runs."""
+        return self._process.pid if self._process is not None else None
+
+    @property
     def log(self) -> str:
         """All that it wrote since it was first started."""
         path = self.folder / "log"

@@ -30,6 +30,9 @@ _PATIENCE = 60.0
 #: Where Debian has the scripts that run as whoever starts them; the one on the path wants to be root or rabbitmq.
 _DEBIAN = Path("/usr/lib/rabbitmq/bin")
 
+#: Who may speak to the node, or to rabbitmqctl, as another Erlang node: this machine alone.
+_LOCAL = "-kernel inet_dist_use_interface {127,0,0,1}"
+
 
 def _script(name: str) -> str:
     found = program(name)
@@ -159,7 +162,8 @@ class RabbitMQServer(ServerProcess):
             "RABBITMQ_ENABLED_PLUGINS_FILE": f"{folder}/plugins",
             "RABBITMQ_PID_FILE": f"{folder}/pid",
             # Idle schedulers that spin take the machine from the tests.
-            "RABBITMQ_SERVER_ADDITIONAL_ERL_ARGS": "+S 2:2 +sbwt none +sbwtdcpu none +sbwtdio none",
+            "RABBITMQ_SERVER_ADDITIONAL_ERL_ARGS": f"+S 2:2 +sbwt none +sbwtdcpu none +sbwtdio none {_LOCAL}",
+            "RABBITMQ_CTL_ERL_ARGS": _LOCAL,
         }
 
     def _command(self) -> list[str]:
