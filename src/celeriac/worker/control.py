@@ -202,8 +202,11 @@ class ControlThread:
             thread.start()
 
     async def started(self, timeout: float) -> None:
-        """Return when commands are heard; after so many seconds in any case, and at once where they never will be."""
-        await asyncio.to_thread(self._listener.tried.wait, timeout)
+        """Return when commands are heard and the first heartbeat is sent, which in Celery come before ``worker_ready``.
+
+        After so many seconds in any case; and it does not wait for what never will be.
+        """
+        await asyncio.to_thread(self._wait_until_tried, timeout)
 
     def stop(self, timeout: float = 5.0) -> None:
         """Publish the waiting events and ``worker-offline``, and close the connections.
@@ -217,6 +220,11 @@ class ControlThread:
         for thread in self._threads:
             if not thread.join(deadline - time.monotonic()):
                 logger.debug("%s: still busy after %.1f s", thread.name, timeout)
+
+    def _wait_until_tried(self, timeout: float) -> None:
+        deadline = time.monotonic() + timeout
+        for tried in (self._listener.tried, self.events.tried):
+            tried.wait(max(0.0, deadline - time.monotonic()))
 
     def _terminate(self, task_id: str, signal: Any) -> None:
         # The ids of a revoke are with the worker already.

@@ -78,6 +78,10 @@ class EventPublisher(ConnectedThread):
         self._dropped = False
         self._announced = False
         self._next_heartbeat = 0.0
+        #: Set once the worker has said that it is online, or will not for now.
+        self.tried = threading.Event()
+        if heartbeat_interval is None:
+            self.tried.set()
 
     @property
     def eventer(self) -> EventPublisher:
@@ -151,6 +155,7 @@ class EventPublisher(ConnectedThread):
         if connection.transport.driver_type in EventDispatcher.DISABLED_TRANSPORTS:
             logger.info("events: off, Celery sends none over %s", connection.transport.driver_name)
             self.enabled = False
+            self.tried.set()
             self.stopping.wait()
             return
         exchange = get_exchange(connection, name=self.app.conf.event_exchange)
@@ -159,6 +164,7 @@ class EventPublisher(ConnectedThread):
         )
         while not self.stopping.is_set():
             self._heartbeat(producer)
+            self.tried.set()
             self._publish_waiting(producer)
             self._wake.wait(self._pause())
             self._wake.clear()

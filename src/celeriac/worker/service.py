@@ -159,7 +159,7 @@ class Service:
         self._build(connection)
         self._leases.start()
         self._control.start()
-        # Who reads that the worker is ready may control it at once.
+        # Who reads that the worker is ready may control it at once, and has heard of it before.
         await self._control.started(_CONTROL_STARTS)
         fetching = asyncio.create_task(self.fetcher.run())
         background = [

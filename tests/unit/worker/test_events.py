@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import threading
 import time
 from typing import Any
 
 import pytest
+from celery import signals
 from tests.services import RedisServer
-from tests.unit.worker.control_site import HOST, Execution, make_app, received_events, wait_until
+from tests.unit.worker.control_site import HOST, Execution, Site, make_app, received_events, wait_until
 
 from celeriac.worker.events import EventPublisher
 
@@ -42,6 +44,43 @@ async def test_a_monitor_sees_the_worker_and_its_tasks_in_order(url: str, sites:
     assert heartbeat["freq"] == 0.1
     assert heartbeat["sw_ident"] == "py-celery"
     assert len(heartbeat["loadavg"]) == 3
+
+
+async def test_the_first_heartbeat_is_sent_before_the_worker_counts_as_started() -> None:
+    order: list[str] = []
+    started = threading.Event()
+    site = Site(make_app("worker", "memory://"), make_app("client", "memory://"))
+
+    def heartbeat(**_: Any) -> None:
+        if not order:
+            # Nothing else is left to wait for, and yet it does not count as started.
+            assert site.control.listening.wait(10)
+            started.wait(0.3)
+        order.append("heartbeat_sent")
+
+    signals.heartbeat_sent.connect(heartbeat, weak=False)
+    try:
+        site.control.start()
+        await site.control.started(10)
+        order.append("started")
+        started.set()
+    finally:
+        signals.heartbeat_sent.disconnect(heartbeat)
+        await asyncio.to_thread(site.control.stop, 5)
+        site.client.close()
+    assert order[:2] == ["heartbeat_sent", "started"]
+
+
+@pytest.mark.parametrize("options", [{"heartbeat_interval": None}, {"remote_control": False}], ids=str)
+async def test_what_will_not_be_sent_is_not_waited_for(options: dict[str, Any]) -> None:
+    site = Site(make_app("worker", "memory://"), make_app("client", "memory://"), **options)
+    site.control.start()
+    try:
+        async with asyncio.timeout(10):
+            await site.control.started(60)
+    finally:
+        await asyncio.to_thread(site.control.stop, 5)
+        site.client.close()
 
 
 async def test_without_subscribers_no_task_event_is_queued(sites: Any) -> None:
