@@ -1,0 +1,319 @@
+"""The one thread that owns a connection of kombu's: calls of the event loop run there, one after another.
+
+kombu's transports block, and some of their drivers block for ever. So the loop waits for a call no longer than its
+deadline. A thread that is stuck in one is left behind, with its connection, and another one begins anew.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import logging
+import queue
+import threading
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any, Generic, TypeVar
+
+from celeriac.brokers.kombu_sources.base import Source
+from celeriac.errors import BrokerUnavailable, CeleriacError
+
+__all__ = ["SourceThread"]
+
+logger = logging.getLogger("celeriac.brokers.kombu")
+
+S = TypeVar("S", bound=Source)
+T = TypeVar("T")
+
+#: Seconds between attempts to connect: from, to. Who asks in between is told the last error.
+_BACKOFF = (0.1, 1.0)
+
+#: Seconds that connecting may take before the thread counts as stuck; drivers bound it themselves, mostly.
+_CONNECTING = 30.0
+
+#: Threads that may be stuck at a time; whoever asks beyond that waits for one of them, as long as the deadline allows.
+_MOST_STUCK = 4
+
+#: What is the caller's own, and says nothing about the connection.
+_CALLERS = (CeleriacError, TypeError)
+
+
+@dataclass(slots=True)
+class _Call:
+    run: Callable[[Any], Any]
+    again: bool
+    unwanted: Callable[[Any, Any], None] | None
+    future: asyncio.Future[Any]
+
+
+class SourceThread(Generic[S]):
+    """Runs calls on a source, in a thread of their own, for the event loop that started it.
+
+    Connects at the first call, and anew after a call has failed with anything but a CeleriacError or a TypeError.
+
+    Args:
+        make: Makes a source, not open yet; once for each thread that there has to be.
+        name: Of the thread.
+    """
+
+    def __init__(self, make: Callable[[], S], *, name: str) -> None:
+        self._make = make
+        self._name = name
+        self._lane: _Lane[S] | None = None
+        self._stuck: list[_Lane[S]] = []
+
+    def start(self) -> None:
+        """Begin to take calls. Safe to call twice; after ``stop``, too."""
+        if self._lane is None:
+            self._lane = _Lane(self._make(), self._name, asyncio.get_running_loop())
+
+    @property
+    def running(self) -> bool:
+        """Whether it takes calls."""
+        return self._lane is not None
+
+    async def run(
+        self,
+        call: Callable[[S], T],
+        *,
+        deadline: float,
+        again: bool = False,
+        unwanted: Callable[[S, T], None] | None = None,
+    ) -> T:
+        """What ``call`` returns, once it has been called in the thread with the open source.
+
+        Args:
+            call: What to do with the source: ``lambda source: source.put(batch)``.
+            deadline: Seconds to wait for it. One that has not begun by then does not happen.
+            again: Call once more on a fresh connection when one that had been idle turns out to be gone.
+            unwanted: Called in the thread with the result when nobody waits for it any more: gives back what was taken.
+
+        Raises:
+            BrokerUnavailable: The server is away, refuses, or has not answered within the deadline; in one sentence.
+        """
+        lane = self._lane
+        if lane is None:
+            raise BrokerUnavailable("The broker is not open.")
+        future: asyncio.Future[T] = asyncio.get_running_loop().create_future()
+        waiting = _Call(call, again, unwanted, future)
+        lane.submit(waiting)
+        try:
+            async with asyncio.timeout(deadline):
+                return await future
+        except TimeoutError:
+            self._leave_behind(waiting)
+            raise BrokerUnavailable(
+                f"The broker at {lane.source.place} does not answer: nothing came back within {deadline:g} seconds."
+            ) from None
+
+    def wake(self) -> None:
+        """Have a ``take`` that waits return what it has."""
+        if self._lane is not None:
+            self._lane.source.wake()
+
+    def _leave_behind(self, call: _Call) -> None:
+        """Go on in a new thread if this call is what keeps the present one."""
+        lane = self._lane
+        self._stuck = [each for each in self._stuck if each.is_alive]
+        if lane is None or not lane.is_stuck_in(call) or len(self._stuck) >= _MOST_STUCK:
+            return
+        logger.warning(
+            "A call to the broker at %s does not return; going on with a new connection.", lane.source.place
+        )
+        self._stuck.append(lane)
+        self._lane = _Lane(self._make(), self._name, lane.loop)
+        for each in lane.abandon():
+            self._lane.submit(each)
+
+    async def stop(self, patience: float = 5.0) -> None:
+        """Finish what was asked for, close the source and end. Safe to call twice.
+
+        A call that does not return within ``patience`` seconds is left alone: its thread ends with the process.
+        """
+        lane, self._lane = self._lane, None
+        if lane is None:
+            return
+        ended = lane.stop()
+        try:
+            async with asyncio.timeout(patience):
+                await ended.wait()
+        except TimeoutError:
+            lane.abandon()
+            logger.warning(
+                "The connection to the broker at %s does not close; it is left to the end of the process.",
+                lane.source.place,
+            )
+
+
+class _Lane(Generic[S]):
+    """One thread and its source."""
+
+    def __init__(self, source: S, name: str, loop: asyncio.AbstractEventLoop) -> None:
+        self.source = source
+        self.loop = loop
+        self._inbox: queue.SimpleQueue[_Call | None] = queue.SimpleQueue()
+        self._open = False
+        self._opening = 0.0
+        self._current: _Call | None = None
+        self._abandoned = False
+        self._pause = _BACKOFF[0]
+        self._not_before = 0.0
+        self._trouble: BrokerUnavailable | None = None
+        self._ended = asyncio.Event()
+        self._thread = threading.Thread(target=self._main, name=name, daemon=True)
+        self._thread.start()
+
+    @property
+    def is_alive(self) -> bool:
+        return self._thread.is_alive()
+
+    def submit(self, call: _Call) -> None:
+        self._inbox.put(call)
+        self.source.wake()
+
+    def is_stuck_in(self, call: _Call) -> bool:
+        """Whether the thread is in this very call, and not connecting for it, which takes its time."""
+        if self._current is not call:
+            return False
+        opening = self._opening
+        return not opening or time.monotonic() - opening > _CONNECTING
+
+    def abandon(self) -> list[_Call]:
+        """Leave the thread alone: it ends when its call returns. Returns the calls that had not begun."""
+        self._abandoned = True
+        waiting = []
+        with contextlib.suppress(queue.Empty):
+            while True:
+                call = self._inbox.get_nowait()
+                if call is not None:
+                    waiting.append(call)
+        self._inbox.put(None)
+        self.source.wake()
+        return waiting
+
+    def stop(self) -> asyncio.Event:
+        """End after what was asked for. The event is set when the thread has ended."""
+        self._inbox.put(None)
+        self.source.wake()
+        return self._ended
+
+    def _main(self) -> None:
+        while (call := self._inbox.get()) is not None:
+            if not call.future.done():
+                self._serve(call)
+        self._close()
+        self._tell(self._ended.set)
+
+    def _serve(self, call: _Call) -> None:
+        # In this order nobody waits for a call that waits: who submits puts first, and wakes then.
+        self.source.doze()
+        if not self._inbox.empty():
+            self.source.wake()
+        self._current = call
+        try:
+            result = self._run(call)
+        except BaseException as exc:  # noqa: BLE001 - it belongs to whoever asked
+            self._answer(call, None, exc)
+        else:
+            self._answer(call, result, None)
+        finally:
+            self._current = None
+
+    def _run(self, call: _Call) -> Any:
+        fresh = self._connect()
+        try:
+            return call.run(self.source)
+        except _CALLERS:
+            raise
+        except Exception as exc:
+            self._close()
+            if not call.again or fresh or call.future.done():
+                raise self._explained(exc) from exc
+        self._connect()
+        try:
+            return call.run(self.source)
+        except _CALLERS:
+            raise
+        except Exception as exc:
+            self._close()
+            raise self._explained(exc) from exc
+
+    def _connect(self) -> bool:
+        """Open the source if it is not open. Returns whether it was opened now."""
+        if self._open:
+            return False
+        if self._trouble is not None and time.monotonic() < self._not_before:
+            raise _again(self._trouble)
+        self._opening = time.monotonic()
+        try:
+            self.source.open()
+        except BaseException as exc:
+            self._close()
+            if isinstance(exc, CeleriacError) and not isinstance(exc, BrokerUnavailable):
+                raise
+            if not isinstance(exc, Exception):
+                raise
+            self._trouble = self._explained(exc)
+            self._not_before = time.monotonic() + self._pause
+            self._pause = min(self._pause * 2, _BACKOFF[1])
+            raise self._trouble from exc
+        finally:
+            self._opening = 0.0
+        self._open, self._trouble, self._pause = True, None, _BACKOFF[0]
+        return True
+
+    def _close(self) -> None:
+        self._open = False
+        try:
+            self.source.close()
+        except Exception as exc:  # noqa: BLE001 - what is gone cannot be closed any better
+            logger.debug("Closing the connection to %s failed: %r", self.source.place, exc)
+
+    def _explained(self, exc: BaseException) -> BrokerUnavailable:
+        try:
+            return self.source.explained(exc)
+        except Exception:
+            logger.exception("An error of the broker at %s cannot be explained", self.source.place)
+            return BrokerUnavailable(f"The broker at {self.source.place} failed with a {type(exc).__name__}.")
+
+    def _answer(self, call: _Call, result: Any, error: BaseException | None) -> None:
+        unwanted = call.unwanted if error is None else None
+        if unwanted is not None and call.future.done():
+            self._undo(unwanted, result)
+            return
+
+        def tell() -> None:
+            if not call.future.done():
+                if error is None:
+                    call.future.set_result(result)
+                else:
+                    call.future.set_exception(error)
+            elif unwanted is not None:
+                self._regret(unwanted, result)
+
+        self._tell(tell)
+
+    def _undo(self, unwanted: Callable[[Any, Any], None], result: Any) -> None:
+        try:
+            unwanted(self.source, result)
+        except Exception as exc:  # noqa: BLE001 - it then comes back when its lease ends
+            logger.warning("What was not wanted any more was not undone: %s", self._explained(exc))
+
+    def _regret(self, unwanted: Callable[[Any, Any], None], result: Any) -> None:
+        """Somebody stopped waiting just as the result came: the thread undoes it."""
+        future: asyncio.Future[Any] = self.loop.create_future()
+        future.add_done_callback(lambda done: done.cancelled() or done.exception())
+        self.submit(_Call(lambda source: unwanted(source, result), False, None, future))
+
+    def _tell(self, callback: Callable[[], Any]) -> None:
+        with contextlib.suppress(RuntimeError):  # a loop that has closed has nobody who waits
+            self.loop.call_soon_threadsafe(callback)
+
+
+def _again(error: BrokerUnavailable) -> BrokerUnavailable:
+    """The same error for one more who asks: a traceback belongs to one exception."""
+    copy = BrokerUnavailable(str(error))
+    copy.permanent = error.permanent
+    copy.__cause__ = error.__cause__
+    return copy
