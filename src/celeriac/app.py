@@ -72,7 +72,7 @@ class Celery(HasTasks):
             **config.default_backend_options(conf, chosen),
         }
         if broker_url.partition(":")[0] in config.AMQP_SCHEMES:
-            defaults |= config.AMQP_DEFAULTS
+            defaults |= config.amqp_defaults(conf)
         if broker_url.startswith("memory:"):
             defaults["broker_transport"] = "celeriac-memory"
         if scheduler := config.default_scheduler(broker_url):

@@ -17,7 +17,6 @@ from kombu.serialization import registry
 from celeriac.errors import ConfigurationError
 
 __all__ = [
-    "AMQP_DEFAULTS",
     "AMQP_SCHEMES",
     "CELERY_DEFAULTS",
     "DEFAULT_BROKER_URL",
@@ -26,6 +25,7 @@ __all__ = [
     "REDIS_BACKENDS",
     "REDIS_SCHEMES",
     "Settings",
+    "amqp_defaults",
     "asked_backend",
     "asked_broker",
     "default_backend",
@@ -118,6 +118,12 @@ AMQP_DEFAULTS: dict[str, Any] = {
     "task_create_missing_queue_type": "quorum",
     "task_default_queue_type": "quorum",
 }
+
+
+def amqp_defaults(conf: Any) -> Mapping[str, Any]:
+    """The defaults for RabbitMQ: plain Celery's where all queues are to have priorities, which quorum queues lack."""
+    return {} if conf.task_queue_max_priority else AMQP_DEFAULTS
+
 
 #: Schemes of URLs that mean RabbitMQ.
 AMQP_SCHEMES = frozenset({"amqp", "amqps", "pyamqp"})

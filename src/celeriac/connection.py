@@ -16,7 +16,7 @@ from celeriac.brokers.urls import broker_for, load_driver
 from celeriac.calls import CallBuilder
 from celeriac.config import AMQP_SCHEMES, DEFAULT_BROKER_URL
 from celeriac.publisher import Publisher
-from celeriac.routing import queue_arguments
+from celeriac.routing import queue_arguments, queue_flags
 from celeriac.sent import SentEvents, announcing
 from celeriac.stores.base import Store
 from celeriac.stores.chords import claim_seconds
@@ -106,6 +106,8 @@ class Connections:
             lease=settings.lease,
             options=settings.transport_options,
             queue_arguments=partial(queue_arguments, self._app),
+            queue_flags=partial(queue_flags, self._app),
+            delay_queue_type=self._app.conf.broker_native_delayed_delivery_queue_type,
         )
 
     def make_store(self) -> Store:

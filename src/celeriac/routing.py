@@ -16,9 +16,17 @@ from kombu.entity import Exchange, Queue, maybe_delivery_mode
 from kombu.transport.base import to_rabbitmq_queue_arguments
 
 from celeriac.compat import evaluated
-from celeriac.protocol.exchanges import Binding, binding
+from celeriac.protocol.exchanges import Arguments, Binding, ExchangeOptions, QueueFlags, binding
 
-__all__ = ["Destination", "NotNative", "RouteTable", "bindings_of", "queue_arguments", "recorded_queue"]
+__all__ = [
+    "Destination",
+    "NotNative",
+    "RouteTable",
+    "bindings_of",
+    "queue_arguments",
+    "queue_flags",
+    "recorded_queue",
+]
 
 #: Options that say how Celery publishes, not what; ours has one way.
 _IGNORED_OPTIONS = frozenset(
@@ -221,21 +229,32 @@ def bindings_of(queue: Queue) -> list[Binding]:
     exchange = queue.exchange
     bindings = []
     if exchange is not None and exchange.name:
-        bindings.append(
-            binding(exchange.name, exchange.type or "direct", queue.routing_key or "", queue.name)
-        )
+        bindings.append(_binding(exchange, queue.routing_key, queue, queue.binding_arguments))  # type: ignore[attr-defined]
     for each in queue.bindings or ():
-        source = each.exchange
-        bindings.append(binding(source.name, source.type or "direct", each.routing_key or "", queue.name))
+        bindings.append(_binding(each.exchange, each.routing_key, queue, each.arguments))
     return bindings
+
+
+def _binding(
+    exchange: Exchange, key: str | None, queue: Queue, arguments: Mapping[str, Any] | None
+) -> Binding:
+    options = ExchangeOptions(
+        durable=bool(exchange.durable),
+        auto_delete=bool(exchange.auto_delete),
+        arguments=Arguments(exchange.arguments or {}),  # type: ignore[attr-defined]
+        declared=not (exchange.no_declare or exchange.passive),
+    )
+    return binding(exchange.name, exchange.type or "direct", key or "", queue.name, arguments, options)
 
 
 def queue_arguments(app: Any, name: str) -> dict[str, Any]:
     """The arguments with which Celery declares a queue in RabbitMQ: those of ``task_queues``, or of a missing queue."""
-    queue = app.amqp.queues.get(name)
+    queues = app.amqp.queues
+    queue = queues.get(name)
     if queue is None:
-        kind = app.conf.task_create_missing_queue_type
-        return {} if kind == "classic" else {"x-queue-type": kind}
+        queue = queues.new_missing(name)
+        if queues.max_priority is not None:
+            queue.max_priority = queues.max_priority
     return dict(
         to_rabbitmq_queue_arguments(
             queue.queue_arguments or {},
@@ -246,6 +265,17 @@ def queue_arguments(app: Any, name: str) -> dict[str, Any]:
             max_priority=queue.max_priority,
         )
     )
+
+
+def queue_flags(app: Any, name: str) -> QueueFlags:
+    """How Celery declares a queue in RabbitMQ, besides its arguments.
+
+    Not as an exclusive one: publishing and consuming have a connection each.
+    """
+    queue = app.amqp.queues.get(name)
+    if queue is None:
+        return QueueFlags()
+    return QueueFlags(bool(queue.durable), bool(queue.auto_delete), not queue.no_declare)
 
 
 def recorded_queue(queue: Any, exchange: Any, routing_key: str) -> str:

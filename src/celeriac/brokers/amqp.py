@@ -43,7 +43,7 @@ from celeriac.brokers.base import (
     Settlement,
 )
 from celeriac.errors import BrokerUnavailable
-from celeriac.protocol.exchanges import Binding, matching
+from celeriac.protocol.exchanges import Binding, QueueFlags, matching
 from celeriac.protocol.message import Message
 from celeriac.protocol.settlement import Action
 
@@ -83,6 +83,7 @@ class AMQPBroker(Broker):
         lease: Seconds within which a silent connection is to be noticed.
         options: Celery's ``broker_transport_options``; ``ssl`` among them as in ``broker_use_ssl``.
         queue_arguments: Gives the arguments with which a queue is declared, by its name; quorum queues by default.
+        queue_flags: Gives the flags with which it is declared; durable unless said otherwise.
         delay_queue_type: ``quorum`` or ``classic``, as ``broker_native_delayed_delivery_queue_type``.
 
     Raises:
@@ -96,6 +97,7 @@ class AMQPBroker(Broker):
         lease: float = 30.0,
         options: Mapping[str, Any] | None = None,
         queue_arguments: Callable[[str], Mapping[str, Any]] | None = None,
+        queue_flags: Callable[[str], QueueFlags] | None = None,
         delay_queue_type: str = "quorum",
     ) -> None:
         self.lease = lease
@@ -112,7 +114,8 @@ class AMQPBroker(Broker):
         )
         self._out = Link(place, self._publishing_lost)
         self._in = Link(place, self._consuming_lost)
-        self._topology = Topology(self._out, arguments_of, delay_queue_type)
+        flags_of = queue_flags or (lambda _: QueueFlags())
+        self._topology = Topology(self._out, arguments_of, flags_of, delay_queue_type)
         self._publishing = Publishing(self._out)
         patience = max(lease, ANSWER_TIMEOUT)
         self._consuming = Consuming(self._in, self._topology.queue, self._topology.forget_queue, patience)
@@ -208,15 +211,22 @@ class AMQPBroker(Broker):
         return Outgoing(exchange, key, properties, message.body)
 
     async def _routed(self, publication: Publication) -> list[Outgoing]:
-        """A publication to an exchange; one that is delayed to the queues that its publisher knows of."""
-        key = publication.routing_key
+        """A publication to an exchange; one that is delayed to the queues that its publisher knows of.
+
+        Where it knows none, the exchange finds them now, and who receives it first has it wait.
+        """
+        key, headers = publication.routing_key, {}
         if publication.due is not None and publication.due > time.time():
-            queues = matching(publication.bindings, key)
-            return [await self._to_queue(replace(publication, queue=queue)) for queue in queues]
+            headers[DUE] = math.ceil(publication.due * 1e6)
+            queues = matching(publication.bindings, key, publication.message.headers)
+            if queues:
+                return [await self._to_queue(replace(publication, queue=queue)) for queue in queues]
         for bound in publication.bindings:
             await self._topology.bind(bound)
         await self._topology.exchange(publication.exchange, publication.exchange_type)
-        properties = properties_of(publication.message, publication.priority, self._publishing.new_id())
+        properties = properties_of(
+            publication.message, publication.priority, self._publishing.new_id(), headers
+        )
         mandatory = publication.exchange_type != "fanout"
         return [Outgoing(publication.exchange, key, properties, publication.message.body, mandatory)]
 

@@ -36,6 +36,8 @@ def explained(exc: BaseException, place: str) -> BrokerUnavailable:
     cause = exc.__cause__ or exc
     if is_other_arguments(exc):
         return refused(_other_arguments(said, place))
+    if isinstance(exc, amqp.ChannelPreconditionFailed) and "invalid " in said:
+        return refused(_invalid(said, place))
     if (
         isinstance(exc, amqp.AuthenticationError | amqp.ProbableAuthenticationError)
         or "ACCESS_REFUSED" in said
@@ -70,15 +72,29 @@ def _other_arguments(said: str, place: str) -> str:
     if found is None:
         return f"RabbitMQ at {place} has a queue that was declared otherwise: {said}."
     argument, what, name, ours, theirs = found.groups()
-    cure = (
-        'set task_default_queue_type = "classic" (or declare it in task_queues as it is)'
-        if argument == "x-queue-type" and "quorum" in ours
-        else "declare it in task_queues as it is"
-    )
+    if name.startswith("celery_delayed_"):
+        cure = "set broker_native_delayed_delivery_queue_type to what it is"
+    elif argument == "x-queue-type" and "quorum" in ours:
+        cure = (
+            'set task_default_queue_type = "classic", or task_create_missing_queue_type if task_queues does not name '
+            "it, or declare it in task_queues as it is"
+        )
+    else:
+        cure = "declare it in task_queues as it is"
     return (
         f"The {what} {name!r} exists in RabbitMQ at {place} with another {argument} ({theirs.rstrip('.')}, here it is "
         f"{ours}): {cure}, or delete it there once it is empty."
     )
+
+
+def _invalid(said: str, place: str) -> str:
+    """What the server says of a declaration that it can never accept."""
+    if "x-max-priority" in said and "quorum" in said:
+        return (
+            f"Quorum queues of RabbitMQ at {place} have no x-max-priority ({said}): set task_default_queue_type and "
+            'task_create_missing_queue_type to "classic", or leave out task_queue_max_priority and max_priority.'
+        )
+    return f"RabbitMQ at {place} cannot make a queue or exchange ({said}): correct it in task_queues."
 
 
 def _said(exc: BaseException) -> str:

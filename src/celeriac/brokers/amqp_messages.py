@@ -94,7 +94,9 @@ def frames(
             marshal(ContentHeader(properties=properties, body_size=len(body)), channel),
         ]
     except ValueError as exc:  # half a character, or a number of more than 64 bits
-        raise TypeError(f"AMQP cannot express the message's headers or properties: {exc}.") from exc
+        raise TypeError(
+            f"AMQP cannot express the message's exchange, routing key, headers or properties: {exc}."
+        ) from exc
     parts += [marshal(ContentBody(body[at : at + largest]), channel) for at in range(0, len(body), largest)]
     return b"".join(parts)
 

@@ -21,7 +21,7 @@ from kombu.transport.native_delayed_delivery import (
 from celeriac.brokers.amqp_errors import DRIVER_ERRORS, explained, is_other_arguments, refused
 from celeriac.brokers.amqp_link import ANSWER_TIMEOUT, Link
 from celeriac.errors import BrokerUnavailable
-from celeriac.protocol.exchanges import Binding, is_fanout
+from celeriac.protocol.exchanges import Binding, ExchangeOptions, QueueFlags, is_fanout
 
 if TYPE_CHECKING:
     from aiormq.abc import AbstractChannel
@@ -44,14 +44,22 @@ def delayed_place(seconds: int, queue: str) -> tuple[str, str]:
     return level_name(MAX_LEVEL), calculate_routing_key(min(seconds, LONGEST_DELAY), queue)
 
 
+_PLAIN = ExchangeOptions()
+
+
 class Topology:
-    """What has been declared over one link. ``arguments_of`` gives a queue's arguments by its name."""
+    """What has been declared over one link. ``arguments_of`` and ``flags_of`` give a queue's by its name."""
 
     def __init__(
-        self, link: Link, arguments_of: Callable[[str], Mapping[str, Any]], delay_queue_type: str = "quorum"
+        self,
+        link: Link,
+        arguments_of: Callable[[str], Mapping[str, Any]],
+        flags_of: Callable[[str], QueueFlags],
+        delay_queue_type: str,
     ) -> None:
         self._link = link
         self._arguments_of = arguments_of
+        self._flags_of = flags_of
         self._delay_queue_type = delay_queue_type
         self._lock = asyncio.Lock()
         self._channel: AbstractChannel | None = None
@@ -72,21 +80,38 @@ class Topology:
 
     async def queue(self, name: str) -> None:
         """Have a queue. Raises BrokerUnavailable, for good where it exists with other arguments."""
-        if name not in self._queues:
-            arguments = {} if name == DEAD else dict(self._arguments_of(name))
-            await self._ask("queue_declare", name, durable=True, arguments=arguments)
-            self._queues.add(name)
+        if name in self._queues:
+            return
+        arguments, flags = (
+            ({}, QueueFlags()) if name == DEAD else (self._arguments_of(name), self._flags_of(name))
+        )
+        if flags.declared:
+            await self._ask(
+                "queue_declare",
+                name,
+                durable=flags.durable,
+                auto_delete=flags.auto_delete,
+                arguments=dict(arguments),
+            )
+        self._queues.add(name)
 
     def is_quorum(self, name: str) -> bool:
         """Whether RabbitMQ counts the deliveries of this queue's messages."""
         return self._arguments_of(name).get("x-queue-type") == "quorum"
 
-    async def exchange(self, name: str, kind: str) -> None:
-        """Have an exchange; one that is there stays as it is."""
-        if not name or name in self._exchanges:
+    async def exchange(self, name: str, kind: str, options: ExchangeOptions = _PLAIN) -> None:
+        """Have an exchange; one that is there stays as it is, and so do RabbitMQ's own."""
+        if not name or name in self._exchanges or name.startswith("amq.") or not options.declared:
             return
         try:
-            await self._ask("exchange_declare", name, exchange_type=kind, durable=True)
+            await self._ask(
+                "exchange_declare",
+                name,
+                exchange_type=kind,
+                durable=options.durable,
+                auto_delete=options.auto_delete,
+                arguments=dict(options.arguments),
+            )
         except Exception as exc:
             if not is_other_arguments(exc.__cause__ or exc):
                 raise
@@ -94,13 +119,16 @@ class Topology:
 
     async def bind(self, bound: Binding) -> None:
         """Have a binding, with its queue and its exchange."""
-        if bound in self._bound:
+        if bound in self._bound or not self._flags_of(bound.queue).declared:
             return
         await self.queue(bound.queue)
-        await self.exchange(
-            bound.exchange, "fanout" if is_fanout(bound) else "topic" if bound.pattern else "direct"
+        kind = bound.options.kind or (
+            "fanout" if is_fanout(bound) else "topic" if bound.pattern else "direct"
         )
-        await self._ask("queue_bind", bound.queue, bound.exchange, bound.routing_key)
+        await self.exchange(bound.exchange, kind, bound.options)
+        await self._ask(
+            "queue_bind", bound.queue, bound.exchange, bound.routing_key, arguments=dict(bound.arguments)
+        )
         self._bound.add(bound)
 
     async def delay(self, queue: str) -> None:
@@ -172,7 +200,8 @@ class Topology:
                 self._channel = channel
                 names = ", ".join(repr(each) for each in args if isinstance(each, str))
                 raise refused(
-                    f"RabbitMQ cannot be asked for {names}: use letters, digits and -_.:@#,/+ alone."
+                    f"The driver of RabbitMQ cannot express {names} ({exc}): names of queues and exchanges are made of "
+                    "letters, digits, spaces and -_.:@#,/+, and no longer than 127 characters."
                 ) from exc
             except TimeoutError:
                 await self._link.drop()

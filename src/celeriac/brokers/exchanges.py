@@ -2,20 +2,31 @@
 
 from __future__ import annotations
 
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Awaitable, Callable, Iterable, Sequence
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
 from celery.exceptions import QueueNotFound
 
-from celeriac.protocol.exchanges import Binding, matching
+from celeriac.errors import ConfigurationError
+from celeriac.protocol.exchanges import Binding, is_headers, matching
 
 if TYPE_CHECKING:
     from celeriac.brokers.base import Publication, Settlement
 
-__all__ = ["settlements_to_queues", "to_queues"]
+__all__ = ["refuse_headers", "settlements_to_queues", "to_queues"]
 
 _Bindings = Callable[[str], Awaitable[Sequence[Binding]]]
+
+
+def refuse_headers(bindings: Iterable[Binding]) -> None:
+    """Raise ConfigurationError for an exchange whose bindings RabbitMQ alone can keep."""
+    for bound in bindings:
+        if is_headers(bound):
+            raise ConfigurationError(
+                f"The exchange {bound.exchange!r} is of type headers, which RabbitMQ alone has: use a topic exchange, "
+                "or a broker_url that starts with amqp://."
+            )
 
 
 async def to_queues(bindings: _Bindings, publications: Sequence[Publication]) -> list[Publication]:
@@ -30,6 +41,7 @@ async def to_queues(bindings: _Bindings, publications: Sequence[Publication]) ->
         if each.queue:
             found.append(each)
             continue
+        refuse_headers(each.bindings)
         if each.exchange not in known:
             known[each.exchange] = await bindings(each.exchange)
         queues = matching((*each.bindings, *known[each.exchange]), each.routing_key)

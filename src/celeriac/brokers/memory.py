@@ -9,7 +9,7 @@ from collections.abc import Callable, Collection, Sequence
 
 from celeriac.brokers import rows
 from celeriac.brokers.base import Broker, Capabilities, DeadLetter, Delayed, Publication, Received, Settlement
-from celeriac.brokers.exchanges import settlements_to_queues, to_queues
+from celeriac.brokers.exchanges import refuse_headers, settlements_to_queues, to_queues
 from celeriac.brokers.memory_queues import MemoryQueues
 from celeriac.brokers.memory_topology import MemoryTopology
 from celeriac.brokers.waiting import until_due
@@ -59,6 +59,7 @@ class MemoryBroker(Broker):
 
     async def bind(self, bindings: Sequence[Binding]) -> None:
         """Remember bindings as long as the process lives."""
+        refuse_headers(bindings)
         with self._topology.lock:
             for each in bindings:
                 self._topology.bind(each)

@@ -16,7 +16,7 @@ from typing import Any
 from uuid import uuid4
 
 from celeriac.brokers.base import Broker, DeadLetter, Delayed, Delivery, Publication, Received, Settlement
-from celeriac.brokers.exchanges import to_queues
+from celeriac.brokers.exchanges import refuse_headers, to_queues
 from celeriac.brokers.redis_exchanges import ExchangeLayout, Listeners, to_listeners
 from celeriac.brokers.redis_keys import Layout, script
 from celeriac.brokers.redis_messages import (
@@ -152,6 +152,7 @@ class RedisBroker(Broker):
 
     async def bind(self, bindings: Sequence[Binding]) -> None:
         """Remember bindings where kombu looks for them; those to fanout exchanges last as long as this broker."""
+        refuse_headers(bindings)
         for each in bindings:
             if is_fanout(each):
                 await self._listeners.listen(self._link, each)

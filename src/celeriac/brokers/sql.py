@@ -11,7 +11,7 @@ from sqlalchemy.engine import Connection
 
 from celeriac.brokers import rows
 from celeriac.brokers.base import Broker, DeadLetter, Delayed, Publication, Received, Settlement
-from celeriac.brokers.exchanges import settlements_to_queues, to_queues
+from celeriac.brokers.exchanges import refuse_headers, settlements_to_queues, to_queues
 from celeriac.brokers.waiting import until_due
 from celeriac.errors import BrokerUnavailable
 from celeriac.protocol.exchanges import Binding
@@ -76,13 +76,14 @@ class SQLBroker(Broker):
 
     async def bind(self, bindings: Sequence[Binding]) -> None:
         """Remember bindings, where there is something new."""
+        refuse_headers(bindings)
 
         def missing(connection: Connection) -> list[Binding]:
-            return [each for each in bindings if not bindings_table.exists(connection, each)]
+            return [each for each in bindings if not bindings_table.exists(connection, each[:4])]
 
         def add(connection: Connection) -> None:
             for each in new:
-                bindings_table.bind(connection, each)
+                bindings_table.bind(connection, each[:4])
 
         if new := await self._database.read(missing):
             await self._database.write(add)

@@ -9,6 +9,7 @@ from urllib.parse import unquote, urlsplit
 from celeriac.brokers.base import Broker
 from celeriac.config import AMQP_SCHEMES
 from celeriac.errors import ConfigurationError
+from celeriac.protocol.exchanges import QueueFlags
 from celeriac.redis.server import SCHEMES
 
 if TYPE_CHECKING:
@@ -28,6 +29,8 @@ def broker_for(
     lease: float = 30.0,
     options: Mapping[str, Any] | None = None,
     queue_arguments: Callable[[str], Mapping[str, Any]] | None = None,
+    queue_flags: Callable[[str], QueueFlags] | None = None,
+    delay_queue_type: str = "quorum",
 ) -> Broker:
     """The broker that ``url`` names, not yet open.
 
@@ -36,6 +39,8 @@ def broker_for(
         lease: Seconds that a delivery belongs to its consumer unless renewed.
         options: Celery's ``broker_transport_options``; what a broker does not know it ignores.
         queue_arguments: Gives the arguments with which RabbitMQ declares a queue, by its name.
+        queue_flags: Gives the flags with which it does so.
+        delay_queue_type: The type of the queues in which RabbitMQ delays messages, ``quorum`` or ``classic``.
 
     Raises:
         ConfigurationError: The URL names no broker, or one that is not supported, or its extra is missing.
@@ -54,7 +59,14 @@ def broker_for(
 
         return RedisBroker(url, lease=lease, options=options)
     if scheme in AMQP_SCHEMES:
-        return _amqp()(url, lease=lease, options=options, queue_arguments=queue_arguments)
+        return _amqp()(
+            url,
+            lease=lease,
+            options=options,
+            queue_arguments=queue_arguments,
+            queue_flags=queue_flags,
+            delay_queue_type=delay_queue_type,
+        )
     if scheme.startswith(("sqla+", "sqlalchemy+")):
         plain = url.partition("+")[2]
         raise ConfigurationError(

@@ -130,18 +130,18 @@ def drop_expired(connection: Connection, now: float) -> None:
 
 def has_binding(connection: Connection, wanted: Binding) -> bool:
     """Whether there is this binding."""
-    return bindings_table.exists(connection, wanted)
+    return bindings_table.exists(connection, wanted[:4])
 
 
 def bind(connection: Connection, wanted: Binding) -> None:
     """Remember a binding."""
-    bindings_table.bind(connection, wanted)
+    bindings_table.bind(connection, wanted[:4])
 
 
 def unbind(connection: Connection, unwanted: Iterable[Binding]) -> None:
     """Forget bindings."""
     for each in unwanted:
-        bindings_table.unbind(connection, each)
+        bindings_table.unbind(connection, each[:4])
 
 
 _bindings = sa.select(binding.c.exchange, binding.c.routing_key, binding.c.queue, binding.c.pattern)
