@@ -91,7 +91,7 @@ class Celery(HasTasks):
     def _get_backend(self) -> Any:
         # Only for this app: a stock app in the same process keeps Celery's own.
         loader = self.loader
-        loader.override_backends = {**config.REDIS_BACKENDS, **loader.override_backends}
+        loader.override_backends = {**config.BACKENDS, **loader.override_backends}
         return super()._get_backend()
 
     @cached_property

@@ -19,6 +19,7 @@ from kombu.utils.functional import maybe_list
 
 from celeriac.brokers.base import Publication
 from celeriac.compat import current_execution
+from celeriac.config import answers
 from celeriac.errors import InvalidArguments
 from celeriac.moments import Clock
 from celeriac.propagation import Propagation, owner_in
@@ -91,7 +92,8 @@ class CallBuilder:
         self._app = app
         self._amqp = app.amqp
         self._origin = anon_nodename()
-        self._reply_to = app.thread_oid
+        # Who enqueues natively reads the record, and waits at no queue for an answer.
+        self._reply_to = "" if answers(app.conf) else app.thread_oid
         self._inherit_priority = bool(app.conf.task_inherit_parent_priority)
         self._protocol = app.conf.task_protocol
         self.propagation = propagation or Propagation()

@@ -18,19 +18,21 @@ from celeriac.errors import ConfigurationError
 
 __all__ = [
     "AMQP_SCHEMES",
+    "BACKENDS",
     "CELERY_DEFAULTS",
     "DEFAULT_BROKER_URL",
     "FASTAPI_APP",
     "OWN_DEFAULTS",
-    "REDIS_BACKENDS",
     "REDIS_SCHEMES",
     "Settings",
     "amqp_defaults",
+    "answers",
     "asked_backend",
     "asked_broker",
     "default_backend",
     "default_backend_options",
     "default_scheduler",
+    "records_url",
 ]
 
 logger = logging.getLogger("celeriac")
@@ -46,8 +48,9 @@ REDIS_SCHEMES = frozenset(
     {"redis", "rediss", "valkey", "valkeys", "unix", "redis+socket", "socket", "sentinel"}
 )
 
-#: Names under which an app finds its result backend in Redis.
-REDIS_BACKENDS = {
+#: Names under which an app finds a result backend of ours that is Celery's elsewhere.
+BACKENDS = {
+    "rpc": "celeriac.backends.rpc:RPCBackend",
     **dict.fromkeys(
         ("redis", "rediss", "valkey", "valkeys", "unix", "socket"), "celeriac.backends.redis:RedisBackend"
     ),
@@ -110,6 +113,9 @@ OWN_DEFAULTS: dict[str, Any] = {
     "celeriac_upload_limit": 100_000_000,
     # What fsspec's file system takes besides: credentials, endpoints, …
     "celeriac_upload_storage_options": {},
+    # Where the records of tasks are with ``result_backend = "rpc://"``, which keeps none; None means where they are
+    # without a result backend.
+    "celeriac_records_url": None,
 }
 
 
@@ -174,6 +180,27 @@ def default_backend(broker_url: str) -> str:
     return broker_url if scheme in {"sqlite", "memory"} or scheme in REDIS_SCHEMES else DEFAULT_BROKER_URL
 
 
+def answers(conf: Any) -> bool:
+    """Whether the result backend is ``rpc://``: workers send results to whoever has called, and nothing is kept.
+
+    Raises ConfigurationError for a broker that knows no such queues.
+    """
+    asked = str(conf.result_backend or "").partition("://")[0] == "rpc"
+    if asked and conf.broker_url.partition(":")[0] not in AMQP_SCHEMES:
+        raise ConfigurationError(
+            "result_backend is rpc://, which celeriac has for RabbitMQ alone: remove it, and results are kept where "
+            "the records of tasks are."
+        )
+    return asked
+
+
+def records_url(conf: Any) -> str | None:
+    """Where the records of tasks are: the result backend, unless that keeps none. Raises ConfigurationError."""
+    if not answers(conf):
+        return conf.result_backend or None
+    return str(conf.celeriac_records_url or default_backend(conf.broker_url))
+
+
 def default_backend_options(conf: Any, chosen: str | None) -> dict[str, Any]:
     """Settings of the result backend that follow the broker's where both are one Redis server: how to get there.
 
@@ -203,7 +230,10 @@ class Settings:
     """What celeriac itself needs to know, validated once. Durations are seconds."""
 
     broker_url: str
+    #: Where records are; with ``rpc://`` as result backend, the place that stands in for it.
     result_backend: str | None
+    #: Whether workers also send results to whoever has called.
+    answers: bool
     lease: float
     delivery_limit: int
     publish_deadline: float
@@ -242,7 +272,8 @@ class Settings:
             lease = options.get("visibility_timeout") or lease
         return cls(
             broker_url=conf.broker_url,
-            result_backend=conf.result_backend or None,
+            result_backend=records_url(conf),
+            answers=answers(conf),
             lease=_number("celeriac_lease", lease, minimum=0.5),
             delivery_limit=int(_number("celeriac_delivery_limit", conf.celeriac_delivery_limit, minimum=1)),
             publish_deadline=_number(

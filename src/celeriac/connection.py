@@ -157,7 +157,8 @@ class Connections:
         ):
             logger.warning(
                 "The records of tasks are in celery.db of this folder, because RabbitMQ keeps none: processes "
-                "elsewhere miss them. Set result_backend (CELERY_RESULT_BACKEND) for those: a Redis server, say."
+                "elsewhere miss them. Set %s for those: a Redis server, say.",
+                "celeriac_records_url" if settings.answers else "result_backend (CELERY_RESULT_BACKEND)",
             )
         self._app.finalize(auto=True)
         _ = self._app.propagation, self._app.amqp.router, self._app.amqp.default_queue, self._app.timezone

@@ -16,6 +16,7 @@ from typing import Any, Literal
 
 from kombu.exceptions import EncodeError
 
+from celeriac.brokers.base import Publication
 from celeriac.calls import Call, CallBuilder, NotNative, planned
 from celeriac.compat import as_current, current_execution
 from celeriac.errors import BrokerError
@@ -71,6 +72,7 @@ class Plan:
         "errbacks",
         "foreign",
         "parts",
+        "replies",
         "states",
         "transitions",
     )
@@ -98,6 +100,8 @@ class Plan:
         self.foreign: list[Callable[[], object]] = []
         self.errbacks: list[Errback] = []
         self.parts: list[Part] = []
+        #: To those who wait at queues of their own for tasks that will not run.
+        self.replies: list[Publication] = []
 
     def call(
         self,

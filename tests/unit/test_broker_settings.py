@@ -75,3 +75,25 @@ def test_a_redis_backend_without_url_is_put_together() -> None:
         redis_password="p@ss",
     )
     assert app.settings.result_backend == "redis://:p%40ss@cache:7/2"
+
+
+def test_rpc_has_its_records_beside_it() -> None:
+    settings = loaded(broker_url="amqp://127.0.0.1:1", result_backend="rpc://").settings
+    assert (settings.answers, settings.result_backend) == (True, "sqlite:///celery.db")
+    settings = loaded(
+        broker_url="amqp://127.0.0.1:1", result_backend="rpc", celeriac_records_url="redis://127.0.0.1:1"
+    ).settings
+    assert (settings.answers, settings.result_backend) == (True, "redis://127.0.0.1:1")
+
+
+def test_a_place_for_records_is_not_asked_for_by_other_result_backends() -> None:
+    app = loaded(
+        broker_url="amqp://127.0.0.1:1", result_backend="memory://", celeriac_records_url="redis://h"
+    )
+    assert (app.settings.answers, app.settings.result_backend) == (False, "memory://")
+
+
+@pytest.mark.parametrize("url", ["redis://127.0.0.1:1", "sqlite:///celery.db", "memory://"])
+def test_rpc_is_for_rabbitmq(url: str) -> None:
+    with pytest.raises(ConfigurationError, match="for RabbitMQ alone"):
+        _ = loaded(broker_url=url, result_backend="rpc://").settings

@@ -230,6 +230,16 @@ class AMQPBroker(Broker):
         mandatory = publication.exchange_type != "fanout"
         return [Outgoing(publication.exchange, key, properties, publication.message.body, mandatory)]
 
+    async def reply(self, answers: Sequence[Publication]) -> None:
+        """Publish to queues that their readers have declared, and that may be gone with them."""
+        self._check()
+        await self._publish([self._answer(each) for each in answers])
+
+    def _answer(self, answer: Publication) -> Outgoing:
+        message = answer.message
+        properties = properties_of(message, answer.priority, self._publishing.new_id())
+        return Outgoing("", answer.queue, properties, message.body, mandatory=False, droppable=True)
+
     async def bind(self, bindings: Sequence[Binding]) -> None:
         """Declare exchanges, queues and bindings."""
         self._check()

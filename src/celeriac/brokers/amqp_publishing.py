@@ -35,6 +35,8 @@ class Outgoing(NamedTuple):
     body: bytes
     #: Whether it matters that no queue gets it.
     mandatory: bool = True
+    #: Whether it may be lost where its queue is full.
+    droppable: bool = False
 
 
 class Unroutable(Exception):
@@ -129,6 +131,8 @@ class Publishing:
                 if each.mandatory:
                     returned.append(each)
             elif isinstance(exc, amqp.DeliveryError):
+                if each.droppable:
+                    continue
                 raise BrokerUnavailable(
                     f"RabbitMQ at {self._link.place.shown} has not taken a message: its queue is full (x-max-length), "
                     "or the members of its quorum are not all there."

@@ -169,6 +169,10 @@ class Broker(ABC):
         Raises ``celery.exceptions.QueueNotFound`` for a message to an exchange that would reach no queue.
         """
 
+    async def reply(self, answers: Sequence[Publication]) -> None:
+        """Publish to queues that were made by who reads them. One that is gone, or full, is not missed."""
+        await self.publish(answers)
+
     @abstractmethod
     async def bind(self, bindings: Sequence[Binding]) -> None:
         """Let queues have what is published to exchanges, by whichever process."""

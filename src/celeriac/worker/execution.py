@@ -15,10 +15,11 @@ from celeriac.brokers.base import Delivery
 from celeriac.compat import RunsTask, TaskRequest, trailed_children
 from celeriac.planning import Plan
 from celeriac.propagation import owner_in, request_id_in
-from celeriac.protocol.codec import dumps, dumps_record
+from celeriac.protocol.codec import dumps, dumps_record, loads
 from celeriac.protocol.message import TaskMessage
 from celeriac.stores.records import EventDraft, Transition
 from celeriac.worker.records import RecordWriter
+from celeriac.worker.replies import Replies
 
 __all__ = ["Execution"]
 
@@ -48,6 +49,7 @@ class Execution(RunsTask):
         "on_abandoned",
         "planned",
         "records",
+        "replies",
         "runner",
         "started_at",
         "stop",
@@ -78,6 +80,8 @@ class Execution(RunsTask):
         self.time_start: float | None = None
         self.held_retries: list[Signature] = []
         self.successors: Any = None
+        #: Who answers its caller, if that waits for an answer at a queue of its own.
+        self.replies: Replies | None = None
         self._plan: Plan | None = None
         self._carrying: asyncio.Task[None] | None = None
         self.planned: set[asyncio.Task[None]] | None = None
@@ -218,6 +222,8 @@ class Execution(RunsTask):
         """See ``Task.update_state``."""
         result = None if meta is None else dumps(to_jsonable_python(meta))
         self.records.add(self.transition(state, result=result))
+        if self.replies is not None:
+            self.replies.announce(self, state, None if result is None else loads(result))
 
     def hold_retry(self, signature: Signature) -> None:
         """``self.retry()`` was called; the executor publishes it when the function has ended.

@@ -12,7 +12,7 @@ from typing import Any
 
 from celery import states
 from celery.canvas import Signature
-from celery.exceptions import WorkerLostError
+from celery.exceptions import Retry, WorkerLostError
 from celery.utils.log import get_logger
 from kombu.exceptions import EncodeError
 
@@ -30,6 +30,7 @@ from celeriac.worker.invoke import invoke, invoke_with_files
 from celeriac.worker.lifecycle import internal_error
 from celeriac.worker.profile import Kind, TaskProfile
 from celeriac.worker.refusal import refusal_of
+from celeriac.worker.replies import Replies
 from celeriac.worker.reporter import Perform, Reporter
 from celeriac.worker.settler import Settler
 from celeriac.worker.successors import Successors
@@ -57,6 +58,7 @@ class Executor:
         delivery_limit: int,
         unknown_task_grace: float,
         stubs: Container[str] = (),
+        replies: Replies | None = None,
     ) -> None:
         self._make_profile = make_profile
         self._profiles: dict[str, TaskProfile] = {}
@@ -69,6 +71,7 @@ class Executor:
         self._delivery_limit = delivery_limit
         self._unknown_task_grace = unknown_task_grace
         self._stubs = stubs
+        self._replies = replies
 
     async def execute(self, execution: Execution, *, revoked: bool, done: bool) -> None:
         """Run an attempt to its settlement.
@@ -77,6 +80,8 @@ class Executor:
         """
         self._enter(execution)
         execution.successors = self._successors
+        if execution.message.reply_to:
+            execution.replies = self._replies
         if done:
             await self._repeat_end(execution)
             return
@@ -110,6 +115,8 @@ class Executor:
 
     async def _repeat_end(self, execution: Execution) -> None:
         """Settle what has ended before; the worker that ended it may have died before it told what follows."""
+        if execution.replies is not None:
+            await execution.replies.again(execution)
         await self._successors.again(execution)
         if execution.planned:  # by errbacks
             await self._finish_late_plans(execution)
@@ -262,22 +269,29 @@ class Executor:
 
     @staticmethod
     def _encode(execution: Execution, profile: TaskProfile, value: Any) -> str | None:
-        if execution.ignores_result or not execution.records.recording:
+        if execution.ignores_result or not (execution.records.recording or execution.replies):
             return None
         return dumps(value if profile.schema is None else profile.schema.dump_result(value))
 
     async def _record(self, execution: Execution, ending: Ending) -> None:
-        if ending.state is None or execution.forgotten or not execution.records.recording:
+        if ending.state is None:
             return
         ignored = execution.ignores_result and not (ending.error and execution.stores_errors)
-        await execution.records.write(
-            execution.transition(
-                ending.state,
-                result=None if ignored else ending.result,
-                traceback=None if ignored else ending.traceback,
-                children=execution.children,
+        if execution.records.recording and not execution.forgotten:
+            await execution.records.write(
+                execution.transition(
+                    ending.state,
+                    result=None if ignored else ending.result,
+                    traceback=None if ignored else ending.traceback,
+                    children=execution.children,
+                )
             )
-        )
+        if execution.replies is not None and not ignored:
+            # Whoever hears of it may look at the record.
+            # Celery sends a plain ``self.retry()`` without a reason.
+            plain = isinstance(ending.error, Retry) and ending.error.exc is None
+            result = None if plain else ending.result
+            await execution.replies.answer(execution, ending.state, result, ending.traceback)
 
     async def _acknowledge(self, execution: Execution) -> None:
         await self._settler.settle(Settlement(execution.delivery.tag, Action.ACKNOWLEDGE))

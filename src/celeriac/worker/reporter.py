@@ -106,6 +106,8 @@ class Reporter:
             await perform(self._lifecycle.preparing(execution, profile))
         if profile.track_started and execution.records.recording:
             execution.records.add(execution.transition(states.STARTED))
+        if execution.replies is not None and profile.track_started and not execution.ignores_result:
+            execution.replies.announce_start(execution)
         if self.send_event() is not None:
             self._send(execution, "task-started")
         if self._hooks:

@@ -30,6 +30,7 @@ from celeriac.worker.lifespan import app_ready, app_running
 from celeriac.worker.profile import TaskProfile
 from celeriac.worker.rates import RateLimit, Rates
 from celeriac.worker.records import RecordWriter
+from celeriac.worker.replies import Replies
 from celeriac.worker.reporter import Reporter
 from celeriac.worker.settler import Settler
 from celeriac.worker.shutdown import Shutdown
@@ -102,11 +103,17 @@ class Service:
         self._leases = LeaseKeeper(connection.broker, self._on_lost)
         self._records = RecordWriter(connection.store, self.app._connections.now)
         self._settler = Settler(connection.broker, self._leases.release)
+        self._replies = None
+        if settings.answers:
+            self._replies = Replies(self.app.backend, connection.broker, connection.store)
+        successors = Successors(
+            self.app, connection.calls, connection.publisher, connection.store, self._replies
+        )
         self.reporter = Reporter(self._consumer)
         self.executor = Executor(
             make_profile=self._profile,
             calls=connection.calls,
-            successors=Successors(self.app, connection.calls, connection.publisher, connection.store),
+            successors=successors,
             settler=self._settler,
             reporter=self.reporter,
             threads=self.pool.threads,
@@ -114,6 +121,7 @@ class Service:
             delivery_limit=settings.delivery_limit,
             unknown_task_grace=settings.unknown_task_grace,
             stubs=self.app._stubs,
+            replies=self._replies,
         )
         self.intake = Intake(
             self.app,
@@ -316,6 +324,8 @@ class Service:
         with contextlib.suppress(TimeoutError):
             async with asyncio.timeout(_LAST_STEPS):
                 await self._records.drain()
+                if self._replies is not None:
+                    await self._replies.drain()
                 await self._settler.drain()
 
     # -- what others tell the worker -----------------------------------------------------------------------------

@@ -33,6 +33,7 @@ from celeriac.task import Task
 from celeriac.worker.chords import call_body, gather
 from celeriac.worker.ending import Ending
 from celeriac.worker.execution import Execution
+from celeriac.worker.replies import Replies
 
 __all__ = ["Successors"]
 
@@ -47,11 +48,19 @@ _BACKOFF = (0.1, 5.0)
 class Successors:
     """Plans and carries out what follows the tasks of one worker."""
 
-    def __init__(self, app: Any, calls: CallBuilder, publisher: Publisher, store: Store) -> None:
+    def __init__(
+        self,
+        app: Any,
+        calls: CallBuilder,
+        publisher: Publisher,
+        store: Store,
+        replies: Replies | None = None,
+    ) -> None:
         self._app = app
         self._calls = calls
         self._publisher = publisher
         self._store = store
+        self._replies = replies
 
     def plan(self) -> Plan:
         """A plan for what a running task does itself."""
@@ -113,6 +122,8 @@ class Successors:
         ``again``: on behalf of a task that was delivered again. ``apart``: see :func:`celeriac.planning.publish`.
         """
         await _insist(lambda: prepare(plan, self._store))
+        if plan.replies and self._replies is not None:
+            await self._replies.send(plan.replies)
         if plan.calls or plan.foreign:
             await _insist(lambda: publish(plan, self._publisher, apart=apart))
         for errback in plan.errbacks:
