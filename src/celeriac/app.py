@@ -2,15 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from contextlib import AbstractAsyncContextManager
 from typing import TYPE_CHECKING, Any, Self, cast
 
 from kombu.utils.imports import symbol_by_name
 from kombu.utils.objects import cached_property
 
-from celeriac import compat, config
-from celeriac.brokers.base import Broker
+from celeriac import compat, config, dead_letters
+from celeriac.brokers.base import Broker, DeadLetter
 from celeriac.connection import Connection, Connections
 from celeriac.errors import ConfigurationError
 from celeriac.handle import TaskHandle
@@ -121,6 +121,18 @@ class Celery(HasTasks):
         """Delete what waits in a queue, delayed messages too. Returns how many there were."""
         return await (await self._connections.here()).broker.purge(name)
 
+    async def dead_letters(self, queue: str | None = None, limit: int = 100) -> Sequence[DeadLetter]:
+        """Messages that nobody delivers any more, of one queue or of all, newest first; ``limit`` of them at most."""
+        return await (await self._connections.here()).broker.dead_letters(queue, limit)
+
+    async def replay_dead_letters(self, ids: Collection[str]) -> int:
+        """Put dead letters back into their queues, with a fresh delivery count. Returns how many of them there were.
+
+        Their tasks' records start over, and keep their attempts. Raises BrokerUnavailable and StoreUnavailable.
+        """
+        connection = await self._connections.here()
+        return await dead_letters.replay(connection.broker, connection.store, ids, self._connections.now())
+
     @property
     def store(self) -> Store:
         """The store of the running loop. Raises ConfigurationError outside ``async with celery:``."""
@@ -174,10 +186,11 @@ class Celery(HasTasks):
         websocket_origins: Sequence[str] = (),
         longest_wait: float = 60.0,
     ) -> TasksRouter:
-        """The routes of records (get, list, result, events by SSE and WebSocket, cancel, retry, delete) and ``expose``.
+        """The routes of records (get, list, result, events by SSE and WebSocket, cancel, retry, delete), those of dead
+        letters, and ``expose``.
 
         ``dependencies`` and ``owner`` are FastAPI's ``Depends(…)``: the first guard every route, the second tells
-        whose tasks a caller may see. Cancel, retry, delete are 403 unless one of them is given, or ``insecure=True``.
+        whose tasks a caller may see. Cancel, retry, replay, delete are 403 without one of them or ``insecure=True``.
         Without ``records`` there is only what is exposed. ``heartbeat``, ``slow_client`` (after which one that takes no
         events is dropped) and ``longest_wait`` (of ``?wait=``) are seconds. ``websocket_origins``: whose pages may open
         the WebSocket, besides the app's own.

@@ -6,6 +6,7 @@ import sys
 
 import click
 
+from celeriac.dead_letter_commands import dead_letters
 from celeriac.dev import supervisor
 
 __all__ = ["main"]
@@ -18,6 +19,9 @@ def main() -> None:
 
     A worker, a schedule and remote control are Celery's own commands: celery -A MODULE:NAME worker, beat, inspect.
     """
+
+
+main.add_command(dead_letters)
 
 
 @main.command()

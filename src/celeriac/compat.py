@@ -20,6 +20,7 @@ import celery
 from celery import _state as celery_state
 from celery import states
 from celery.app.task import Context
+from celery.app.utils import find_app
 from celery.canvas import Signature
 from celery.exceptions import Ignore
 from celery.local import PromiseProxy, Proxy
@@ -43,6 +44,7 @@ __all__ = [
     "enter_execution",
     "evaluated",
     "fail_successors",
+    "find_app",
     "has_custom",
     "is_always_eager",
     "is_lazy_header",

@@ -19,7 +19,7 @@ from celeriac.protocol.codec import dumps
 from celeriac.stores.base import Store
 from celeriac.stores.records import TaskRecord, Transition
 
-__all__ = ["Publisher", "signal_after", "signal_before"]
+__all__ = ["Publisher", "end_of", "signal_after", "signal_before"]
 
 logger = logging.getLogger("celeriac.publisher")
 
@@ -76,7 +76,7 @@ class Publisher:
         """
         signal_before(call)
         calls = [replace(call, record=replace(call.record, replay=True))]
-        await self._send(calls, self._deadline, _end_of(record))
+        await self._send(calls, self._deadline, end_of(record))
         signal_after(call)
 
     async def drain(self) -> None:
@@ -247,7 +247,7 @@ def _ahead(calls: Sequence[Call]) -> list[Transition]:
     return [step for call in calls for step in call.ahead]
 
 
-def _end_of(record: TaskRecord) -> Transition:
+def end_of(record: TaskRecord) -> Transition:
     """The transition with which a record that was started over ends again as it did."""
     return Transition(
         task_id=record.id,

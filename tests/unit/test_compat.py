@@ -6,6 +6,7 @@ import asyncio
 from typing import Any
 
 import celery
+import pytest
 from celery import _state, chain, group
 from celery.app.task import Context
 from celery.app.task import Task as CeleryTask
@@ -53,6 +54,14 @@ def test_signatures_merge_as_apply_async_does() -> None:
     assert compat.is_plain_signature(signature)
     assert not compat.is_plain_signature(group([signature]))
     assert not compat.is_plain_signature(chain(signature, signature))
+
+
+def test_an_app_is_found_as_celery_finds_it() -> None:
+    assert compat.find_app("tests.acceptance.apps.ledger") is compat.find_app(
+        "tests.acceptance.apps.ledger:celery"
+    )
+    with pytest.raises(ImportError):
+        compat.find_app("no.such.module")
 
 
 def test_defaults_lose_against_what_the_user_sets() -> None:

@@ -26,8 +26,8 @@ __all__ = ["add_closed_commands", "add_commands"]
 _ONE_RETRY = 60.0
 
 _CLOSED = (
-    "Nobody may cancel, retry or delete tasks here until celery.router() is given dependencies=[…] that check the "
-    "caller, owner=Depends(…) that names them, or insecure=True."
+    "Nobody may cancel, retry, replay or delete tasks here until celery.router() is given dependencies=[…] that check "
+    "the caller, owner=Depends(…) that names them, or insecure=True."
 )
 
 
@@ -114,3 +114,7 @@ def add_closed_commands(router: APIRouter) -> None:
     @router.delete("/{task_id}", include_in_schema=False)
     async def closed(task_id: str) -> Response:
         return problem(403, "commands-closed", "Not allowed", _CLOSED, task_id=task_id)
+
+    @router.post("/dead-letters/replay", include_in_schema=False)
+    async def closed_to_all() -> Response:
+        return problem(403, "commands-closed", "Not allowed", _CLOSED)

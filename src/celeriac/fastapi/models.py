@@ -3,22 +3,27 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from datetime import datetime
+from datetime import UTC, datetime
 from typing import Any, Generic, Self, TypeVar
 
 from celery import states
 from pydantic import BaseModel, ConfigDict, Field
 from pydantic_core import PydanticSerializationError
 
+from celeriac.brokers.base import DeadLetter
 from celeriac.fastapi.texts import sayable
 from celeriac.stores.records import TaskRecord
 
 __all__ = [
     "AttemptOut",
     "Cancelled",
+    "DeadLetterIds",
+    "DeadLetterOut",
+    "DeadLetterPage",
     "ErrorOut",
     "Problem",
     "ProgressOut",
+    "Replayed",
     "Retried",
     "TaskAccepted",
     "TaskLinks",
@@ -175,6 +180,49 @@ class Retried(BaseModel):
 
     task_id: str
     state: str
+
+
+class DeadLetterOut(BaseModel):
+    """A message that nobody delivers any more. ``id`` is what replays it; times are UTC."""
+
+    id: str
+    task_id: str | None = None
+    name: str | None = None
+    queue: str
+    reason: str = Field(description="Why it was given up.")
+    deliveries: int
+    died_at: datetime
+
+    @classmethod
+    def of(cls, letter: DeadLetter) -> Self:
+        """The model of a dead letter."""
+        return cls(
+            id=letter.id,
+            task_id=sayable(letter.task_id) or None,
+            name=sayable(letter.task) or None,
+            queue=sayable(letter.queue),
+            reason=sayable(letter.reason),
+            deliveries=letter.deliveries,
+            died_at=datetime.fromtimestamp(letter.at, UTC),
+        )
+
+
+class DeadLetterPage(BaseModel):
+    """Dead letters, newest first."""
+
+    items: list[DeadLetterOut]
+
+
+class DeadLetterIds(BaseModel):
+    """Which dead letters to replay."""
+
+    ids: list[str] = Field(min_length=1, max_length=1000)
+
+
+class Replayed(BaseModel):
+    """How many of the dead letters that were named are in their queues again."""
+
+    replayed: int
 
 
 class Problem(BaseModel):

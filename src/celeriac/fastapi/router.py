@@ -12,6 +12,7 @@ from fastapi.params import Depends
 from celeriac.errors import ConfigurationError
 from celeriac.fastapi.access import Access
 from celeriac.fastapi.commands import add_closed_commands, add_commands
+from celeriac.fastapi.dead_letters import add_dead_letters, add_replay
 from celeriac.fastapi.endpoints import add_events, add_list, add_record
 from celeriac.fastapi.errors import ProblemRoute
 from celeriac.fastapi.exposed import Exposed
@@ -32,10 +33,10 @@ Owner = Depends | Callable[..., Any]
 
 
 class TasksRouter(APIRouter):
-    """The routes of tasks: list, record, result, events, cancel, retry, delete, and those of exposed tasks.
+    """The routes of tasks: list, record, result, events, cancel, retry, delete, dead letters, and exposed tasks.
 
-    Cancel, retry and delete are closed, and answer 403, unless one of ``dependencies``, ``owner`` and ``insecure`` is
-    given.
+    Cancel, retry, delete and replay are closed, and answer 403, unless one of ``dependencies``, ``owner`` and
+    ``insecure`` is given.
 
     Args:
         dependencies: FastAPI dependencies of every route; they raise to turn a caller away.
@@ -84,10 +85,12 @@ class TasksRouter(APIRouter):
         celery, access = self._celery, self._access
         traceback = self._include_traceback
         add_list(self, celery, access)
+        add_dead_letters(self, celery, access)
         add_record(self, access, include_traceback=traceback)
         add_result(self, celery, access, longest_wait=self._longest_wait, include_traceback=traceback)
         if self._open:
             add_commands(self, celery, access)
+            add_replay(self, celery, access)
         else:
             add_closed_commands(self)
 

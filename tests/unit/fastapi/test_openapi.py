@@ -27,6 +27,8 @@ async def test_every_answer_is_documented(celery: Any) -> None:
 
     assert documented == {
         ("get", "/tasks"): ["200", "422", "503"],
+        ("get", "/tasks/dead-letters"): ["200", "422", "503"],
+        ("post", "/tasks/dead-letters/replay"): ["202", "422", "503"],
         ("get", "/tasks/{task_id}"): ["200", "404", "410", "422", "503"],
         ("get", "/tasks/{task_id}/result"): ["200", "202", "404", "409", "410", "422", "424", "503"],
         ("get", "/tasks/{task_id}/events"): ["200", "404", "410", "422", "503"],
@@ -82,7 +84,7 @@ async def test_operation_ids_are_stable_and_unique_with_two_routers(celery: Any)
 
     ids = [operation["operationId"] for operation in operations(app()).values()]
 
-    assert len(ids) == len(set(ids)) == 11
+    assert len(ids) == len(set(ids)) == 14
     assert "get_task_tasks__task_id__get" in ids
     assert ids == [operation["operationId"] for operation in operations(app()).values()]
 

@@ -1,0 +1,111 @@
+"""Replaying dead letters together with their records, and the commands for it."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+from click.testing import CliRunner
+from tests.services import RedisServer
+
+from celeriac import Celery
+from celeriac.brokers.base import Settlement
+from celeriac.cli import main
+from celeriac.errors import BrokerUnavailable
+from celeriac.protocol.settlement import Action
+from celeriac.stores.records import Transition
+
+RESULT = '{"exc_type": "WorkerLostError", "exc_message": ["x"]}'
+
+
+async def bury(celery: Celery) -> str:
+    handle = await celery.enqueue("shop.bill", ("ann",))
+    (delivery,) = (await celery.broker.receive(["celery"], 1)).deliveries
+    await celery.store.transition([Transition(task_id=handle.id, state="FAILURE", at=1.0, result=RESULT)])
+    await celery.broker.settle([Settlement(delivery.tag, Action.DEAD_LETTER, reason="too often")])
+    return handle.id
+
+
+async def test_a_replay_that_the_broker_does_not_take_leaves_the_record_at_its_end(
+    redis_server: RedisServer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    celery = Celery("shop", broker=redis_server.url, set_as_current=False)
+    async with celery:
+        task_id = await bury(celery)
+        (letter,) = await celery.dead_letters()
+
+        async def refuse(_: object) -> int:
+            raise BrokerUnavailable
+
+        with monkeypatch.context() as patch:
+            patch.setattr(celery.broker, "replay", refuse)
+            with pytest.raises(BrokerUnavailable):
+                await celery.replay_dead_letters([letter.id])
+        record = await celery.handle(task_id).record()
+        assert record.state == "FAILURE"
+        assert record.error == "WorkerLostError - x"
+        assert await celery.replay_dead_letters([letter.id]) == 1
+        assert await celery.handle(task_id).state() == "PENDING"
+
+
+async def test_one_without_a_record_is_replayed_too() -> None:
+    celery = Celery("shop", broker="memory://dead", backend="disabled://", set_as_current=False)
+    async with celery:
+        await bury(celery)
+        (letter,) = await celery.dead_letters()
+        assert await celery.replay_dead_letters([letter.id, "no such letter"]) == 1
+        assert await celery.dead_letters() == []
+
+
+APP = """
+from celeriac import Celery
+celery = Celery("shop", broker="sqlite:///{path}", set_as_current=False)
+"""
+
+
+@pytest.fixture
+async def shop(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> list[str]:
+    """An importable app with two dead letters; their tasks' ids."""
+    path = tmp_path / "celery.db"
+    (tmp_path / "dead_letter_shop.py").write_text(APP.format(path=path))
+    monkeypatch.syspath_prepend(str(tmp_path))
+    celery = Celery("shop", broker=f"sqlite:///{path}", set_as_current=False)
+    async with celery:
+        return [await bury(celery) for _ in range(2)]
+
+
+def run(*words: str) -> tuple[int, str]:
+    result = CliRunner().invoke(main, ["dead-letters", *words])
+    return result.exit_code, result.output
+
+
+def test_the_commands(shop: list[str]) -> None:
+    app = ("-A", "dead_letter_shop.celery")
+    code, output = run("list", *app, "--json")
+    assert code == 0
+    letters = [json.loads(line) for line in output.splitlines()]
+    assert sorted(letter["task_id"] for letter in letters) == sorted(shop)
+    assert letters[0]["reason"] == "too often"
+    code, output = run("list", *app, "--limit", "1")
+    assert output.count("too often") == 1
+    assert run("replay", *app, letters[0]["id"]) == (0, "1 replayed.\n")
+    assert run("replay", *app, letters[0]["id"])[0] == 1
+    assert run("replay", *app, "--all") == (0, "1 replayed.\n")
+    assert "There are no dead letters." in run("list", *app)[1]
+
+
+@pytest.mark.parametrize(
+    ("words", "complaint"),
+    [
+        (("replay", "-A", "dead_letter_shop"), "Name dead letters by their ids, or give --all"),
+        (("replay", "-A", "dead_letter_shop", "--queue", "q", "1"), "--queue goes with --all"),
+        (("list", "-A", "no_such_module"), "There is no Celery app at 'no_such_module'"),
+        (("list", "-A", "json"), "There is no Celery app at 'json'"),
+    ],
+)
+def test_what_is_wrong_is_said(shop: list[str], words: tuple[str, ...], complaint: str) -> None:
+    code, output = run(*words)
+    assert code != 0
+    assert complaint in output
+    assert "Traceback" not in output
