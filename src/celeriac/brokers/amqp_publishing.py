@@ -22,6 +22,10 @@ if TYPE_CHECKING:
 
 __all__ = ["Outgoing", "Publishing", "Unroutable"]
 
+#: Seconds before what the server did not take is sent again. A quorum queue takes nothing while it is being made or has
+#: no leader; one that is full takes nothing either, and then somebody has to hear of it.
+_PAUSES = (0.05, 0.2, 0.5)
+
 #: Messages in one write.
 _AT_ONCE = 64
 
@@ -67,6 +71,26 @@ class Publishing:
         Raises BrokerUnavailable, :class:`Unroutable`, and TypeError, before anything is sent, for what AMQP cannot
         express.
         """
+        returned: list[Outgoing] = []
+        refused = await self._attempt(batch, returned)
+        for pause in _PAUSES:
+            if not refused:
+                break
+            await self._pause(pause)
+            refused = await self._attempt(refused, returned)
+        if refused:
+            raise BrokerUnavailable(
+                f"RabbitMQ at {self._link.place.shown} has not taken a message: its queue is full (x-max-length), "
+                "or the members of its quorum are not all there."
+            )
+        if returned:
+            raise Unroutable(returned)
+
+    async def _pause(self, seconds: float) -> None:
+        await asyncio.sleep(seconds)
+
+    async def _attempt(self, batch: Sequence[Outgoing], returned: list[Outgoing]) -> list[Outgoing]:
+        """Send once. Returns what the server did not take, and adds to ``returned`` what reached no queue."""
         channel: Channel | None = None
         confirms: list[asyncio.Future[Any]] = []
         try:
@@ -84,7 +108,7 @@ class Publishing:
             if channel is not None:
                 for each in batch:
                     channel.message_id_delivery_tag.pop(each.properties.message_id or "", None)
-        self._judge(confirms, batch)
+        return self._judge(confirms, batch, returned)
 
     def _chunks(self, channel: Channel, batch: Sequence[Outgoing]) -> Iterator[tuple[bytes, int]]:
         number, largest = channel.number, channel.max_content_size
@@ -123,24 +147,21 @@ class Publishing:
             raise
         return made
 
-    def _judge(self, confirms: Sequence[asyncio.Future[Any]], batch: Sequence[Outgoing]) -> None:
-        returned = []
+    def _judge(
+        self, confirms: Sequence[asyncio.Future[Any]], batch: Sequence[Outgoing], returned: list[Outgoing]
+    ) -> list[Outgoing]:
+        refused = []
         for each, confirm in zip(batch, confirms, strict=True):
             exc = ConnectionError("the connection was closed") if confirm.cancelled() else confirm.exception()
             if isinstance(exc, amqp.PublishError):
                 if each.mandatory:
                     returned.append(each)
             elif isinstance(exc, amqp.DeliveryError):
-                if each.droppable:
-                    continue
-                raise BrokerUnavailable(
-                    f"RabbitMQ at {self._link.place.shown} has not taken a message: its queue is full (x-max-length), "
-                    "or the members of its quorum are not all there."
-                )
+                if not each.droppable:
+                    refused.append(each)
             elif exc is not None:
                 raise explained(exc, self._link.place.shown) from exc
-        if returned:
-            raise Unroutable(returned)
+        return refused
 
     async def _open(self) -> Channel:
         channel = self._channel

@@ -1,0 +1,67 @@
+"""The dead letters on RabbitMQ: a queue, of which each look has to see all."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator, Sequence
+
+import pytest
+import pytest_asyncio
+
+from celeriac.brokers.amqp import AMQPBroker
+from celeriac.brokers.amqp_messages import burial, properties_of
+from celeriac.brokers.amqp_publishing import Outgoing
+from celeriac.brokers.amqp_topology import DEAD
+from celeriac.testing.contract.messages import collect, name_of, publication
+
+
+@pytest_asyncio.fixture
+async def broker(rabbitmq_url: str) -> AsyncIterator[AMQPBroker]:
+    broker = AMQPBroker(rabbitmq_url)
+    await broker.open()
+    yield broker
+    await broker.close()
+
+
+async def bury(broker: AMQPBroker, names: Sequence[str]) -> None:
+    """Leave dead letters as settlements leave them."""
+    await broker._topology.queue(DEAD)
+    batch = []
+    for name in names:
+        dead = publication(name)
+        headers = burial(dead, "tired", 5, f"id-{name}")
+        properties = properties_of(dead.message, 0, broker._publishing.new_id(), headers)
+        batch.append(Outgoing("", DEAD, properties, dead.message.body))
+    await broker._publishing.send(batch)
+
+
+@pytest.mark.timeout(90)
+async def test_the_newest_of_very_many_are_seen(broker: AMQPBroker) -> None:
+    await bury(broker, [str(n) for n in range(10_050)])
+    letters = await broker.dead_letters(limit=3)
+    assert [letter.id for letter in letters] == ["id-10049", "id-10048", "id-10047"]
+
+
+async def test_replayed_ones_are_gone_and_the_others_stay_in_order(broker: AMQPBroker) -> None:
+    await bury(broker, [str(n) for n in range(50)])
+    assert await broker.replay(["id-49", "id-7", "id-nothing"]) == 2
+    deliveries = await collect(broker, 2)
+    assert {name_of(each) for each in deliveries} == {"49", "7"}
+    letters = await broker.dead_letters("contract", limit=100)
+    assert [letter.id for letter in letters] == [f"id-{n}" for n in range(48, -1, -1) if n != 7]
+    assert not await broker.dead_letters("another")
+
+
+async def test_looks_of_one_process_do_not_hide_letters_from_each_other(broker: AMQPBroker) -> None:
+    await bury(broker, ["1", "2", "3"])
+    found = await asyncio.gather(*(broker.dead_letters() for _ in range(5)))
+    assert [[letter.id for letter in letters] for letters in found] == [["id-3", "id-2", "id-1"]] * 5
+
+
+async def test_messages_that_others_have_put_there_are_passed_over(broker: AMQPBroker) -> None:
+    await bury(broker, ["1"])
+    strange = publication("strange").message
+    await broker._publishing.send(
+        [Outgoing("", DEAD, properties_of(strange, 0, broker._publishing.new_id()), strange.body)]
+    )
+    assert [letter.id for letter in await broker.dead_letters()] == ["id-1"]
