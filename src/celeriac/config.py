@@ -176,8 +176,13 @@ def asked_backend(conf: Any) -> str | None:
 
 def default_backend(broker_url: str) -> str:
     """The result backend that goes with a broker: the same place where records can live, else the embedded file."""
-    scheme = broker_url.partition(":")[0]
-    return broker_url if scheme in {"sqlite", "memory"} or scheme in REDIS_SCHEMES else DEFAULT_BROKER_URL
+    return broker_url if _is_ours(broker_url) else DEFAULT_BROKER_URL
+
+
+def _is_ours(url: str) -> bool:
+    """Whether a URL means a place that can be broker and store."""
+    scheme = url.partition(":")[0]
+    return scheme in {"sqlite", "memory"} or scheme in REDIS_SCHEMES
 
 
 def answers(conf: Any) -> bool:
@@ -256,6 +261,12 @@ class Settings:
     connection_max_retries: int | None
     transport_options: Mapping[str, Any]
     result_transport_options: Mapping[str, Any]
+
+    @property
+    def kept_in(self) -> str:
+        """Where is kept what a transport of kombu's cannot keep: beside the records, or else in the embedded file."""
+        backend = self.result_backend
+        return backend if backend is not None and _is_ours(backend) else DEFAULT_BROKER_URL
 
     @classmethod
     def from_conf(cls, conf: Any) -> Settings:

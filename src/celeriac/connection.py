@@ -12,6 +12,7 @@ from typing import Any
 
 from celeriac import compat
 from celeriac.brokers.base import Broker
+from celeriac.brokers.kombu_transports import is_bridged, shortcomings
 from celeriac.brokers.urls import broker_for, load_driver
 from celeriac.calls import CallBuilder
 from celeriac.config import AMQP_SCHEMES, DEFAULT_BROKER_URL
@@ -36,6 +37,16 @@ class Connection:
     store: Store
     publisher: Publisher
     calls: CallBuilder
+
+
+_said: set[str] = set()
+
+
+def _say_once(sentence: str) -> None:
+    """Warn, once per process."""
+    if sentence not in _said:
+        _said.add(sentence)
+        logger.warning("%s", sentence)
 
 
 class _Slot:
@@ -108,6 +119,8 @@ class Connections:
             queue_arguments=partial(queue_arguments, self._app),
             queue_flags=partial(queue_flags, self._app),
             delay_queue_type=self._app.conf.broker_native_delayed_delivery_queue_type,
+            kept_in=settings.kept_in,
+            keeper_options=settings.result_transport_options,
         )
 
     def make_store(self) -> Store:
@@ -160,6 +173,8 @@ class Connections:
                 "elsewhere miss them. Set %s for those: a Redis server, say.",
                 "celeriac_records_url" if settings.answers else "result_backend (CELERY_RESULT_BACKEND)",
             )
+        if is_bridged(settings.broker_url):
+            _say_once(shortcomings(settings.broker_url, settings.kept_in))
         self._app.finalize(auto=True)
         _ = self._app.propagation, self._app.amqp.router, self._app.amqp.default_queue, self._app.timezone
         for task in list(self._app.tasks.values()):

@@ -12,8 +12,9 @@ from celery.app.control import Control
 from celery.utils.log import get_logger
 from kombu.utils.functional import maybe_list
 
+from celeriac.brokers.kombu_transports import no_broadcasts
 from celeriac.calls import planned
-from celeriac.errors import StoreUnavailable
+from celeriac.errors import ConfigurationError, StoreUnavailable
 from celeriac.planning import active_plan
 from celeriac.propagation import owner_in
 from celeriac.protocol.codec import dumps_record
@@ -101,4 +102,12 @@ class DurableControl(Control):  # type: ignore[misc]
         backend = self.app.backend
         if destination is None and hasattr(backend, "request_cancel"):
             backend.request_cancel(list(maybe_list(task_id)), running=terminate)
+            if no_broadcasts(self.app.conf.broker_url):
+                return None  # the mark is enough
         return super().revoke(task_id, destination, terminate, **options)
+
+    def broadcast(self, command: str, *args: Any, **options: Any) -> Any:
+        """As Celery's. Raises ConfigurationError where the broker reaches no worker, who would answer nothing."""
+        if reason := no_broadcasts(self.app.conf.broker_url):
+            raise ConfigurationError(reason)
+        return super().broadcast(command, *args, **options)

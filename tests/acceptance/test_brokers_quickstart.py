@@ -52,7 +52,13 @@ def rabbitmq_classic(stack: ExitStack) -> Place:
     return Place({"CELERY_BROKER_URL": server.url}, CLASSIC, server.restart)
 
 
-@pytest.fixture(params=[sqlite, redis, rabbitmq_quorum, rabbitmq_classic], ids=lambda make: make.__name__)
+def sqla(stack: ExitStack) -> Place:
+    return Place({"CELERY_BROKER_URL": "sqla+sqlite:///broker.db"})
+
+
+@pytest.fixture(
+    params=[sqlite, redis, rabbitmq_quorum, rabbitmq_classic, sqla], ids=lambda make: make.__name__
+)
 def place(request: pytest.FixtureRequest) -> Iterator[Place]:
     """Each broker in turn."""
     with ExitStack() as stack:

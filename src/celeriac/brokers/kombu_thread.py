@@ -32,6 +32,9 @@ _BACKOFF = (0.1, 1.0)
 #: Seconds that connecting may take before the thread counts as stuck; drivers bound it themselves, mostly.
 _CONNECTING = 30.0
 
+#: Seconds that undoing what nobody waits for may take.
+_UNDOING = 10.0
+
 #: Threads that may be stuck at a time; whoever asks beyond that waits for one of them, as long as the deadline allows.
 _MOST_STUCK = 4
 
@@ -42,9 +45,11 @@ _CALLERS = (CeleriacError, TypeError)
 @dataclass(slots=True)
 class _Call:
     run: Callable[[Any], Any]
+    deadline: float
     again: bool
     unwanted: Callable[[Any, Any], None] | None
     future: asyncio.Future[Any]
+    began: float = 0.0  # when the source was asked, on time.monotonic's clock
 
 
 class SourceThread(Generic[S]):
@@ -96,11 +101,14 @@ class SourceThread(Generic[S]):
         if lane is None:
             raise BrokerUnavailable("The broker is not open.")
         future: asyncio.Future[T] = asyncio.get_running_loop().create_future()
-        waiting = _Call(call, again, unwanted, future)
+        waiting = _Call(call, deadline, again, unwanted, future)
         lane.submit(waiting)
         try:
             async with asyncio.timeout(deadline):
                 return await future
+        except asyncio.CancelledError:
+            self._leave_behind()
+            raise
         except TimeoutError:
             self._leave_behind(waiting)
             raise BrokerUnavailable(
@@ -112,8 +120,8 @@ class SourceThread(Generic[S]):
         if self._lane is not None:
             self._lane.source.wake()
 
-    def _leave_behind(self, call: _Call) -> None:
-        """Go on in a new thread if this call is what keeps the present one."""
+    def _leave_behind(self, call: _Call | None = None) -> None:
+        """Go on in a new thread if the present one is stuck, in this call or in one that is overdue."""
         lane = self._lane
         self._stuck = [each for each in self._stuck if each.is_alive]
         if lane is None or not lane.is_stuck_in(call) or len(self._stuck) >= _MOST_STUCK:
@@ -172,12 +180,14 @@ class _Lane(Generic[S]):
         self._inbox.put(call)
         self.source.wake()
 
-    def is_stuck_in(self, call: _Call) -> bool:
-        """Whether the thread is in this very call, and not connecting for it, which takes its time."""
-        if self._current is not call:
+    def is_stuck_in(self, call: _Call | None) -> bool:
+        """Whether the thread is in this very call, or in one that is overdue; connecting takes its time."""
+        current, opening, now = self._current, self._opening, time.monotonic()
+        if current is None:
             return False
-        opening = self._opening
-        return not opening or time.monotonic() - opening > _CONNECTING
+        if opening:
+            return now - opening > _CONNECTING
+        return current is call or (bool(current.began) and now > current.began + current.deadline)
 
     def abandon(self) -> list[_Call]:
         """Leave the thread alone: it ends when its call returns. Returns the calls that had not begun."""
@@ -222,6 +232,7 @@ class _Lane(Generic[S]):
 
     def _run(self, call: _Call) -> Any:
         fresh = self._connect()
+        call.began = time.monotonic()
         try:
             return call.run(self.source)
         except _CALLERS:
@@ -304,7 +315,7 @@ class _Lane(Generic[S]):
         """Somebody stopped waiting just as the result came: the thread undoes it."""
         future: asyncio.Future[Any] = self.loop.create_future()
         future.add_done_callback(lambda done: done.cancelled() or done.exception())
-        self.submit(_Call(lambda source: unwanted(source, result), False, None, future))
+        self.submit(_Call(lambda source: unwanted(source, result), _UNDOING, False, None, future))
 
     def _tell(self, callback: Callable[[], Any]) -> None:
         with contextlib.suppress(RuntimeError):  # a loop that has closed has nobody who waits

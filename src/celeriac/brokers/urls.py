@@ -7,7 +7,8 @@ from typing import TYPE_CHECKING, Any
 from urllib.parse import unquote, urlsplit
 
 from celeriac.brokers.base import Broker
-from celeriac.config import AMQP_SCHEMES
+from celeriac.brokers.kombu_transports import bridge, is_bridged, source_class
+from celeriac.config import AMQP_SCHEMES, DEFAULT_BROKER_URL
 from celeriac.errors import ConfigurationError
 from celeriac.protocol.exchanges import QueueFlags
 from celeriac.redis.server import SCHEMES
@@ -19,7 +20,8 @@ __all__ = ["broker_for", "load_driver"]
 
 _SUPPORTED = (
     "Supported are redis://host:port/db (also rediss://, valkey://, unix:// and sentinel://), amqp://host:port/vhost "
-    "(also amqps://), sqlite:///relative/path.db, sqlite:////absolute/path.db, memory:// and memory://name."
+    "(also amqps://), sqlite:///relative/path.db, sqlite:////absolute/path.db, memory://, memory://name, and the "
+    "transports of kombu's."
 )
 
 
@@ -31,16 +33,21 @@ def broker_for(
     queue_arguments: Callable[[str], Mapping[str, Any]] | None = None,
     queue_flags: Callable[[str], QueueFlags] | None = None,
     delay_queue_type: str = "quorum",
+    kept_in: str = DEFAULT_BROKER_URL,
+    keeper_options: Mapping[str, Any] | None = None,
 ) -> Broker:
     """The broker that ``url`` names, not yet open.
 
     Args:
-        url: ``redis://host:port/db``, ``amqp://host:port/vhost``, ``sqlite:///file.db`` or ``memory://name``.
+        url: ``redis://host:port/db``, ``amqp://host:port/vhost``, ``sqlite:///file.db``, ``memory://name``, or what
+            one of kombu's other transports takes.
         lease: Seconds that a delivery belongs to its consumer unless renewed.
         options: Celery's ``broker_transport_options``; what a broker does not know it ignores.
         queue_arguments: Gives the arguments with which RabbitMQ declares a queue, by its name.
         queue_flags: Gives the flags with which it does so.
         delay_queue_type: The type of the queues in which RabbitMQ delays messages, ``quorum`` or ``classic``.
+        kept_in: The URL of a broker of ours, which keeps for kombu's transports what they cannot.
+        keeper_options: Transport options of that one.
 
     Raises:
         ConfigurationError: The URL names no broker, or one that is not supported, or its extra is missing.
@@ -67,12 +74,9 @@ def broker_for(
             queue_flags=queue_flags,
             delay_queue_type=delay_queue_type,
         )
-    if scheme.startswith(("sqla+", "sqlalchemy+")):
-        plain = url.partition("+")[2]
-        raise ConfigurationError(
-            f"{scheme}:// is kombu's SQLAlchemy transport, with tables of its own that celeriac does not read. "
-            f"Use {plain!r} instead, everywhere. {_SUPPORTED}"
-        )
+    if is_bridged(url):
+        keeper = broker_for(kept_in, lease=lease, options=keeper_options)
+        return bridge(url, keeper, options=options, lease=lease)
     raise ConfigurationError(f"There is no broker for {scheme!r} URLs. {_SUPPORTED}")
 
 
@@ -80,6 +84,8 @@ def load_driver(url: str) -> None:
     """Import what the broker of a URL needs, which reads files: not for the event loop. Raises as broker_for does."""
     if url.partition(":")[0].lower() in AMQP_SCHEMES:
         _amqp()
+    elif is_bridged(url):
+        source_class(url)
 
 
 def _amqp() -> type[AMQPBroker]:

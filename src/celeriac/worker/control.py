@@ -143,6 +143,7 @@ class ControlThread:
         enable_events: whether task events are on from the start (``celery worker -E``).
         remote_control: whether to listen for commands; by default what ``worker_enable_remote_control`` says.
         mingles: whether to ask the other workers for what they know, once commands are heard.
+        broadcasts: whether the broker reaches all workers; without, there are neither commands nor events.
     """
 
     def __init__(
@@ -157,6 +158,7 @@ class ControlThread:
         enable_events: bool = False,
         remote_control: bool | None = None,
         mingles: bool = False,
+        broadcasts: bool = True,
     ) -> None:
         self.events = EventPublisher(
             app,
@@ -181,6 +183,12 @@ class ControlThread:
         self._threads: list[ConnectedThread] = [self.events, self._listener] if enabled else [self.events]
         if not enabled:
             self._listener.tried.set()
+        if not broadcasts:
+            logger.info("remote control: off, the broker cannot broadcast")
+            self._threads = []
+            self.events.enabled = False
+            self._listener.tried.set()
+            self.events.tried.set()
         #: Set while commands are heard.
         self.listening = self._listener.listening
         #: Queue one event; see :meth:`EventPublisher.send_event`. Bound here to save a call per event.

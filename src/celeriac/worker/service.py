@@ -146,6 +146,7 @@ class Service:
             heartbeat_interval=self._heartbeat_interval,
             enable_events=bool(self._controller.task_events),
             mingles=self._mingles,
+            broadcasts=connection.broker.capabilities.fanout,
         )
         control = self._control
         self.reporter.send_event = lambda: control.send_event if control.events_enabled else None

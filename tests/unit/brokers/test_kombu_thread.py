@@ -198,6 +198,22 @@ async def test_a_call_that_hangs_is_left_behind(server: Server, thread: SourceTh
     await until(lambda: len(server.closed) == 1)
 
 
+async def test_a_call_that_hangs_is_left_behind_although_nobody_waits_so_long(
+    server: Server, thread: SourceThread[FakeSource]
+) -> None:
+    await thread.run(size, deadline=5)
+    held, stuck = server.hangs, threading.Event()
+    server.hangs = stuck
+    for _ in range(2):
+        with pytest.raises(TimeoutError):
+            async with asyncio.timeout(0.1):
+                await thread.run(size, deadline=0.15)
+    server.hangs = held
+
+    assert await thread.run(size, deadline=5) == 0
+    stuck.set()
+
+
 async def test_what_nobody_waits_for_does_not_begin(server: Server, thread: SourceThread[FakeSource]) -> None:
     await thread.run(size, deadline=5)
     server.hangs.clear()

@@ -8,10 +8,11 @@ from pathlib import Path
 import pytest
 
 from celeriac import Celery
+from celeriac.brokers.kombu import KombuBroker
 from celeriac.brokers.memory import MemoryBroker
 from celeriac.brokers.redis import RedisBroker
 from celeriac.brokers.sql import SQLBroker
-from celeriac.brokers.urls import broker_for
+from celeriac.brokers.urls import broker_for, load_driver
 from celeriac.errors import ConfigurationError
 
 
@@ -93,11 +94,10 @@ async def test_a_relative_path_is_the_folder_of_the_start(
 @pytest.mark.parametrize(
     ("url", "sentence"),
     [
-        ("sqs://localhost", "no broker for 'sqs' URLs"),
+        ("nonsense://localhost", "no broker for 'nonsense' URLs"),
         ("", "no broker"),
         ("celery.db", "no broker"),
         ("sqlite://", "names no file"),
-        ("sqla+sqlite:///celery.db", r"Use 'sqlite:///celery\.db' instead"),
     ],
 )
 def test_anything_else_says_what_is_supported(url: str, sentence: str) -> None:
@@ -105,6 +105,48 @@ def test_anything_else_says_what_is_supported(url: str, sentence: str) -> None:
         broker_for(url)
 
     assert "memory://" in str(caught.value)
+
+
+def test_kombus_transports_have_a_keeper(tmp_path: Path) -> None:
+    kept_in = f"sqlite:///{tmp_path}/celery.db"
+    broker = broker_for(f"sqla+sqlite:///{tmp_path}/broker.db", lease=7.0, kept_in=kept_in)
+    assert isinstance(broker, KombuBroker)
+    assert broker.lease == 7.0
+    assert not broker.capabilities.fanout
+    assert isinstance(broker.renewer(), SQLBroker)
+
+
+@pytest.mark.parametrize(
+    ("url", "sentence"),
+    [
+        ("sqla+nonsense://host/db", "SQLAlchemy knows no database 'nonsense'"),
+        ("sqla+", "must be sqla\\+ and a URL of SQLAlchemy's"),
+        ("sqla+oracle://host/db", r"needs the package (\w+): pip install \1$"),
+        (
+            "sqla+postgresql://host/db",
+            r'needs the package psycopg: pip install "celeriac\[postgres\]"',
+        ),
+        ("librabbitmq://host", "write amqp:// for the same server"),
+    ],
+)
+def test_what_a_transport_needs_is_named(url: str, sentence: str) -> None:
+    with pytest.raises(ConfigurationError, match=sentence):
+        load_driver(url)
+
+
+@pytest.mark.parametrize(
+    ("backend", "kept_in"),
+    [
+        (None, "sqlite:///celery.db"),
+        ("sqlite:////tmp/records.db", "sqlite:////tmp/records.db"),
+        ("redis://localhost/1", "redis://localhost/1"),
+        ("disabled://", "sqlite:///celery.db"),
+    ],
+)
+def test_the_keeper_is_beside_the_records(backend: str | None, kept_in: str) -> None:
+    app = Celery("urls", broker="filesystem://", backend=backend, set_as_current=False)
+
+    assert app.settings.kept_in == kept_in
 
 
 @pytest.mark.parametrize(("url", "lease"), [("redis://localhost", 30.0), ("sqlite:///celery.db", 43200.0)])

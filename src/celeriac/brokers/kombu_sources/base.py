@@ -82,10 +82,22 @@ class Source(ABC):
         self.polling_interval = float(self.options.get("polling_interval") or self.polling_interval)
         self._awake = threading.Event()
 
+    @classmethod  # noqa: B027 - importing the module was enough for most
+    def load_driver(cls, url: str) -> None:
+        """Import what the URL needs beyond this class's module. Reads files: not for the event loop.
+
+        Raises ImportError with the ``name`` of what is missing, or ConfigurationError.
+        """
+
     @property
     def place(self) -> str:
         """Where the transport is, without secrets."""
         return place_of(self.url)
+
+    @property
+    def identity(self) -> str:
+        """What tells this transport from others of its kind, without secrets: two of one identity share messages."""
+        return self.place
 
     @abstractmethod
     def open(self) -> None:

@@ -1,0 +1,154 @@
+"""Which of kombu's transports the bridge knows, what they need, and what they cannot do."""
+
+from __future__ import annotations
+
+import importlib
+from collections.abc import Mapping
+from dataclasses import dataclass
+from functools import partial
+from typing import Any
+
+from kombu.transport import TRANSPORT_ALIASES
+
+from celeriac.brokers.base import Broker
+from celeriac.brokers.kombu_sources.base import Source
+from celeriac.brokers.kombu_sources.places import place_of
+from celeriac.errors import ConfigurationError
+
+__all__ = [
+    "BRIDGED",
+    "Transport",
+    "bridge",
+    "is_bridged",
+    "no_broadcasts",
+    "shortcomings",
+    "source_class",
+    "transport_of",
+]
+
+
+@dataclass(frozen=True, slots=True)
+class Transport:
+    """One transport of kombu's.
+
+    ``source`` is the path of its :class:`~celeriac.brokers.kombu_sources.base.Source`. ``packages`` are the modules
+    without which it does not work, ``extra`` is ours that installs them. ``lacks`` completes "This transport …": what
+    it cannot do, said once per process.
+    """
+
+    source: str
+    extra: str = ""
+    packages: frozenset[str] = frozenset()
+    lacks: str = ""
+
+
+#: What installs a module that is called otherwise.
+_DISTRIBUTIONS = {
+    "MySQLdb": "mysqlclient",
+    "azure": '"kombu[azureservicebus,azurestoragequeues]"',
+    "google": '"kombu[gcpubsub]"',
+    "psycopg2": "psycopg2-binary",
+}
+
+_NO_BROADCASTS = "cannot broadcast, so inspect, control and events reach no worker"
+_SQLA = Transport(
+    "celeriac.brokers.kombu_sources.sqla:SQLAlchemySource",
+    "postgres",
+    frozenset({"psycopg"}),
+    lacks=_NO_BROADCASTS,
+)
+
+#: The transports with a source of their own, by their scheme in lower case.
+TRANSPORTS: dict[str, Transport] = {
+    "filesystem": Transport(
+        "celeriac.brokers.kombu_sources.filesystem:FilesystemSource", lacks="keeps no order by priority"
+    ),
+    "sqla": _SQLA,
+    "sqlalchemy": _SQLA,
+}
+
+#: Any other transport whose channels are kombu's virtual ones.
+_GENERIC = Transport(
+    "celeriac.brokers.kombu_sources.generic:GenericSource",
+    lacks="may lose a message whose taker is killed in the moment of taking",
+)
+
+#: Transports of kombu's that speak AMQP themselves, with what to use instead.
+_INSTEAD = {"librabbitmq": "amqp://", "qpid": "amqp://"}
+
+#: The schemes of brokers that need no bridge.
+_NATIVE = frozenset({"memory", "redis", "rediss", "sentinel", "amqp", "amqps", "pyamqp"})
+
+#: Every scheme that the bridge takes.
+BRIDGED = frozenset({*TRANSPORTS, *(name.lower() for name in TRANSPORT_ALIASES)} - _NATIVE)
+
+
+def _scheme(url: str) -> str:
+    return url.partition(":")[0].partition("+")[0].lower()
+
+
+def is_bridged(url: str) -> bool:
+    """Whether a broker URL means one of kombu's transports, which only the bridge reaches."""
+    return _scheme(url) in BRIDGED
+
+
+def transport_of(url: str) -> Transport:
+    """The transport of a broker URL. Raises ConfigurationError for those that have a better way."""
+    scheme = _scheme(url)
+    if scheme in _INSTEAD:
+        raise ConfigurationError(
+            f"celeriac has no bridge to {scheme}://; write {_INSTEAD[scheme]} for the same server."
+        )
+    return TRANSPORTS.get(scheme, _GENERIC)
+
+
+def source_class(url: str) -> type[Source]:
+    """The class of the source for a URL; imports its driver. Raises ConfigurationError where that is missing."""
+    transport = transport_of(url)
+    module, _, name = transport.source.partition(":")
+    try:
+        found: type[Source] = getattr(importlib.import_module(module), name)
+        found.load_driver(url)
+    except ImportError as exc:
+        missing = (exc.name or "").partition(".")[0]
+        if missing == "celeriac":
+            raise
+        raise ConfigurationError(_missing(url, transport, missing)) from exc
+    return found
+
+
+def no_broadcasts(url: str) -> str:
+    """Why commands reach no worker over this broker, in one sentence; empty where they do."""
+    if not is_bridged(url) or source_class(url).capabilities.fanout:
+        return ""
+    return (
+        f"kombu's {_scheme(url)} transport cannot broadcast, so inspect and control reach no worker; look at the "
+        "tasks' records instead, where cancelling works too."
+    )
+
+
+def shortcomings(url: str, kept_in: str) -> str:
+    """What this broker cannot do, and where that is made good, in one sentence."""
+    return (
+        f"kombu's {_scheme(url)} transport {transport_of(url).lacks or 'keeps no dead letters'}. What workers have "
+        f"taken, delayed tasks and dead letters are kept in {place_of(kept_in)}."
+    )
+
+
+def bridge(
+    url: str, keeper: Broker, *, options: Mapping[str, Any] | None = None, lease: float = 30.0
+) -> Broker:
+    """The broker of a URL, with a keeper. Neither is open yet. Raises as :func:`source_class` does."""
+    source = source_class(url)
+    path = "celeriac.brokers.kombu_held:HeldBroker" if source.held else "celeriac.brokers.kombu:KombuBroker"
+    module, _, name = path.partition(":")
+    broker: Broker = getattr(importlib.import_module(module), name)(
+        partial(source, url, options=options, lease=lease), keeper, lease=lease
+    )
+    return broker
+
+
+def _missing(url: str, transport: Transport, missing: str) -> str:
+    extra = transport.extra and missing in transport.packages
+    package = f'"celeriac[{transport.extra}]"' if extra else _DISTRIBUTIONS.get(missing, missing)
+    return f"{_scheme(url)}:// needs the package {missing}: pip install {package}"
