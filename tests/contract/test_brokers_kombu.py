@@ -5,14 +5,17 @@ from __future__ import annotations
 import asyncio
 import os
 import time
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 import sqlalchemy as sa
+from kombu.transport import memory
 
 from celeriac.brokers.kombu import KombuBroker
 from celeriac.brokers.kombu_sources.base import Outgoing
 from celeriac.brokers.kombu_sources.filesystem import FilesystemSource
+from celeriac.brokers.kombu_sources.generic import GenericSource
 from celeriac.brokers.kombu_sources.sqla import SQLAlchemySource
 from celeriac.brokers.sql import SQLBroker
 from celeriac.protocol.message import Message
@@ -77,3 +80,14 @@ class TestFilesystem(BrokerContract):
             await asyncio.to_thread(write, queue, envelope)
 
         return publish
+
+
+class TestGenericOnMemory(BrokerContract):
+    @pytest.fixture
+    def new_broker(self, request: pytest.FixtureRequest, database_url: str) -> Iterator[NewBroker]:
+        options = {"polling_interval": 0.05}
+        yield lambda lease: KombuBroker(
+            lambda: GenericSource("memory://", options=options, lease=lease),
+            SQLBroker(database_url, lease=lease),
+        )
+        memory.Channel.queues.clear()

@@ -12,14 +12,14 @@ from queue import Empty
 from time import monotonic
 from typing import Any, ClassVar
 
-import kombu
+from kombu.connection import Connection
 from kombu.exceptions import KombuError
 from kombu.transport import virtual
 from kombu.utils.json import dumps, loads
 
 from celeriac.brokers.base import Capabilities
 from celeriac.brokers.kombu_sources.base import Outgoing, Source, Taken
-from celeriac.brokers.kombu_sources.envelopes import fair_share, texts
+from celeriac.brokers.kombu_sources.envelopes import texts
 from celeriac.errors import ConfigurationError
 
 __all__ = ["GenericSource"]
@@ -56,7 +56,7 @@ class GenericSource(Source):
     @classmethod
     def load_driver(cls, url: str) -> None:
         """Import the transport. Raises ModuleNotFoundError, or ConfigurationError for one without virtual channels."""
-        transport = kombu.Connection(url).get_transport_cls()
+        transport = Connection(url).get_transport_cls()
         if not issubclass(transport, virtual.Transport):
             name = url.partition(":")[0]
             raise ConfigurationError(
@@ -71,7 +71,7 @@ class GenericSource(Source):
     def open(self) -> None:
         """Connect."""
         options = {name: value for name, value in self.options.items() if name != "ssl"}
-        self._connection = kombu.Connection(
+        self._connection = Connection(
             self.url,
             transport_options=options,
             connect_timeout=_CONNECTING,
@@ -111,28 +111,25 @@ class GenericSource(Source):
         until = monotonic() + wait
         self._turn += 1
         while True:
-            if taken := fair_share(queues, limit, self._turn, self._look(limit, len(queues))):
+            if taken := self._round(queues, limit):
                 return taken
             left = until - monotonic()
             if left <= 0 or self.pause(min(left, self.polling_interval)):
                 return []
 
-    def _look(self, limit: int, queues: int) -> Any:
-        """Takes from a queue its share of the limit, because what was looked at is taken."""
-        room = limit
-
-        def look(queue: str, _limit: int) -> list[Taken]:
-            nonlocal room
-            found: list[Taken] = []
-            while len(found) < max(1, limit // queues) and room > 0:
-                taken = self._take_one(queue)
-                if taken is None:
-                    break
-                room -= 1
-                found.append(taken)
-            return found
-
-        return look
+    def _round(self, queues: Sequence[str], limit: int) -> list[Taken]:
+        """One of each queue in turn, until all are empty."""
+        start = self._turn % max(1, len(queues))
+        left = [*queues[start:], *queues[:start]]
+        taken: list[Taken] = []
+        while left and len(taken) < limit:
+            for queue in list(left):
+                if len(taken) < limit:
+                    if (found := self._take_one(queue)) is None:
+                        left.remove(queue)
+                    else:
+                        taken.append(found)
+        return taken
 
     def _take_one(self, queue: str) -> Taken | None:
         self._declare(queue)
