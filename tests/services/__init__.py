@@ -18,6 +18,9 @@ from tests.services.fixtures import (
     redis_sentinel,
     redis_server,
     redis_url,
+    sqs,
+    sqs_options,
+    sqs_server,
     zookeeper,
     zookeeper_server,
     zookeeper_url,
@@ -29,6 +32,7 @@ from tests.services.proxy import Proxy
 from tests.services.rabbitmq import RabbitMQServer
 from tests.services.redis import RedisServer, running_redis
 from tests.services.sentinel import RedisSentinel
+from tests.services.sqs import SQSServer
 from tests.services.zookeeper import ZooKeeperServer
 
 __all__ = [
@@ -39,6 +43,7 @@ __all__ = [
     "RedisSentinel",
     "RedisServer",
     "ReservedPort",
+    "SQSServer",
     "ZooKeeperServer",
     "certificates",
     "kafka",
@@ -54,6 +59,9 @@ __all__ = [
     "redis_server",
     "redis_url",
     "running_redis",
+    "sqs",
+    "sqs_options",
+    "sqs_server",
     "zookeeper",
     "zookeeper_server",
     "zookeeper_url",

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import secrets
 from collections.abc import Iterator
+from typing import Any
 
 import pytest
 from tests.services.certificates import Certificates, make_certificates
@@ -11,6 +12,7 @@ from tests.services.kafka import KafkaServer, running_kafka
 from tests.services.rabbitmq import RabbitMQServer, running_rabbitmq
 from tests.services.redis import RedisServer, running_redis
 from tests.services.sentinel import RedisSentinel
+from tests.services.sqs import SQSServer, running_sqs
 from tests.services.zookeeper import ZooKeeperServer, running_zookeeper
 
 __all__ = [
@@ -24,6 +26,9 @@ __all__ = [
     "redis_sentinel",
     "redis_server",
     "redis_url",
+    "sqs",
+    "sqs_options",
+    "sqs_server",
     "zookeeper",
     "zookeeper_server",
     "zookeeper_url",
@@ -116,4 +121,24 @@ def zookeeper_url(zookeeper: ZooKeeperServer) -> str:
 def zookeeper_server() -> Iterator[ZooKeeperServer]:
     """A ZooKeeper server that this test has to itself, to do with it what it likes."""
     with running_zookeeper() as server:
+        yield server
+
+
+@pytest.fixture(scope="session")
+def sqs() -> Iterator[SQSServer]:
+    """A server that speaks SQS, which this test run has to itself; not to be stopped."""
+    with running_sqs() as server:
+        yield server
+
+
+@pytest.fixture
+def sqs_options(sqs: SQSServer) -> dict[str, Any]:
+    """``broker_transport_options`` for a place on that server that this test has to itself."""
+    return sqs.new_options()
+
+
+@pytest.fixture
+def sqs_server() -> Iterator[SQSServer]:
+    """A durable server that speaks SQS, which this test has to itself, to do with it what it likes."""
+    with running_sqs(durable=True) as server:
         yield server
