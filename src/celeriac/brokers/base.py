@@ -37,6 +37,8 @@ class Capabilities:
     processes. ``peek``: whether what is delayed can be looked at, counted and purged. ``shared_view``: whether each
     client that looks sees all that waits; where a broker pushes messages, one of them has it. ``lists_bindings``:
     whether it tells the bindings of an exchange. ``any_text``: whether queues and headers may have any characters.
+    ``any_size``: whether messages may be of a megabyte. ``ordered``: whether what was published first is delivered
+    first.
     """
 
     delay: bool = True
@@ -53,6 +55,8 @@ class Capabilities:
     shared_view: bool = True
     lists_bindings: bool = True
     any_text: bool = True
+    any_size: bool = True
+    ordered: bool = True
 
 
 @dataclass(slots=True)

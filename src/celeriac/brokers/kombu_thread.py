@@ -134,10 +134,11 @@ class SourceThread(Generic[S]):
         for each in lane.abandon():
             self._lane.submit(each)
 
-    async def stop(self, patience: float = 5.0) -> None:
+    async def stop(self, patience: float = 5.0, *, quiet: bool = False) -> None:
         """Finish what was asked for, close the source and end. Safe to call twice.
 
-        A call that does not return within ``patience`` seconds is left alone: its thread ends with the process.
+        A call that does not return within ``patience`` seconds is left alone: its thread ends with the process, which
+        is worth no word in the log where it is ``quiet``.
         """
         lane, self._lane = self._lane, None
         if lane is None:
@@ -148,7 +149,8 @@ class SourceThread(Generic[S]):
                 await ended.wait()
         except TimeoutError:
             lane.abandon()
-            logger.warning(
+            logger.log(
+                logging.DEBUG if quiet else logging.WARNING,
                 "The connection to the broker at %s does not close; it is left to the end of the process.",
                 lane.source.place,
             )

@@ -54,7 +54,9 @@ class DeliveryCases(BrokerCases):
 
         batches = [[name_of(delivery) for delivery in await receive(broker, 2)] for _ in range(4)]
 
-        assert batches == [["0", "1"], ["2", "3"], ["4"], []]
+        assert [len(batch) for batch in batches] == [2, 2, 1, 0]
+        names = list(chain.from_iterable(batches))
+        assert (names if broker.capabilities.ordered else sorted(names)) == ["0", "1", "2", "3", "4"]
 
     async def test_no_queue_starves_another(self, broker: Broker) -> None:
         queues = ["long", "short", "other"]
@@ -110,6 +112,7 @@ class DeliveryCases(BrokerCases):
         assert (delivery_info["exchange"], delivery_info["routing_key"]) in {("ex", "a.b"), ("", "contract")}
 
     async def test_carries_a_megabyte(self, broker: Broker) -> None:
+        need(broker, "any_size")
         body = bytes(n % 251 for n in range(1_000_000))
         await broker.publish([Publication(Message({"id": "big", "task": "t"}, {}, body), "contract")])
 
@@ -137,11 +140,15 @@ class DeliveryCases(BrokerCases):
 
         deliveries = await receive(broker)
 
-        assert [name_of(deliveries[0]), name_of(deliveries[3])] == ["1", "2"]
-        for delivery in deliveries[1:3]:
+        names = []
+        for delivery in deliveries:
             assert isinstance(delivery.envelope, bytes)
-            with pytest.raises(MalformedMessage):
-                decode(delivery.envelope)
+            try:
+                names.append(name_of(delivery))
+            except MalformedMessage:
+                names.append("malformed")
+        expected = ["1", "malformed", "malformed", "2"]
+        assert names == expected if broker.capabilities.ordered else sorted(names) == sorted(expected)
         assert not await broker.settle(acknowledged(deliveries))
 
     async def test_publishes_all_or_none(self, broker: Broker) -> None:
@@ -220,4 +227,7 @@ class DeliveryCases(BrokerCases):
 
         collected, _ = await asyncio.gather(collect(broker, 50), publish())
 
-        assert [name_of(delivery) for delivery in collected] == [str(n) for n in range(50)]
+        names = [name_of(delivery) for delivery in collected]
+        assert (names if broker.capabilities.ordered else sorted(names, key=int)) == [
+            str(n) for n in range(50)
+        ]

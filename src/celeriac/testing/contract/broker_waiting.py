@@ -146,7 +146,9 @@ class WaitingCases(BrokerCases):
             (delivery,) = await collect(other_broker, 1)
             arrived[name_of(delivery)] = time.time()
 
-        assert list(arrived) == ["past", "early", "late"]
+        assert set(arrived) == set(due)
+        if broker.capabilities.ordered:
+            assert list(arrived) == ["past", "early", "late"]
         for name, at in due.items():
             assert arrived[name] >= at
 

@@ -7,6 +7,7 @@ from collections.abc import Iterable, Sequence
 from typing import Any
 
 from celeriac.brokers.base import Broker, Delayed, Delivery, Publication, Settlement
+from celeriac.errors import MalformedMessage
 from celeriac.protocol.envelope import decode
 from celeriac.protocol.message import Message
 from celeriac.protocol.settlement import Action
@@ -44,8 +45,16 @@ def acknowledged(deliveries: Iterable[Delivery]) -> list[Settlement]:
 
 
 async def receive(broker: Broker, limit: int = 100, queues: Sequence[str] = ("contract",)) -> list[Delivery]:
-    """What is there now."""
-    return list((await broker.receive(queues, limit)).deliveries)
+    """What is there now; by name, where the broker promises no order."""
+    deliveries = list((await broker.receive(queues, limit)).deliveries)
+    return deliveries if broker.capabilities.ordered else sorted(deliveries, key=_name_or_nothing)
+
+
+def _name_or_nothing(delivery: Delivery) -> str:
+    try:
+        return name_of(delivery)
+    except MalformedMessage:
+        return ""
 
 
 async def collect(broker: Broker, count: int, queues: Sequence[str] = ("contract",)) -> list[Delivery]:
