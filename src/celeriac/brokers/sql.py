@@ -26,6 +26,14 @@ __all__ = ["SQLBroker"]
 _PURGE_LIMIT = 10_000
 
 
+#: Seconds that the holders of leases get to renew them when nobody could write for a while: as a rule, and besides the
+#: time between two looks of theirs where that while was long, as the machine may have slept.
+_MERCY = 1.0
+
+#: Seconds between two looks at who has been spared.
+_PAUSE = 0.1
+
+
 class SQLBroker(Broker):
     """A broker in one SQL database.
 
@@ -43,6 +51,9 @@ class SQLBroker(Broker):
         self._opening = asyncio.Lock()
         self._opened: Database | None = None
         self._turn = 0
+        # Until when leases that have ended are left to their holders, and the stall because of which.
+        self._spared_until = 0.0
+        self._spared_for = 0.0
 
     @property
     def _database(self) -> Database:
@@ -100,11 +111,26 @@ class SQLBroker(Broker):
         self._turn += 1
 
         def take(connection: Connection) -> tuple[list[messages.Taken], float | None]:
-            taken = messages.take(connection, fair, limit, self.lease, time.time())
+            now = time.time()
+            spared = self._spares_leases(now)
+            taken = messages.take(connection, fair, limit, self.lease, now, spare_leases=spared)
             return taken, messages.next_due(connection)
 
         taken, next_due = await self._database.write(take)
         return Received([rows.delivery(row) for row in taken], next_due)
+
+    def _spares_leases(self, now: float) -> bool:
+        """Whether not to take over what others hold: they could not renew it, as the database was held up.
+
+        Once in half a lease at most: a database that is slow all the time must not keep dead workers' tasks.
+        """
+        stall = self._database.last_stall()
+        if stall.until > self._spared_for + self.lease / 2:
+            self._spared_for = stall.until
+            self._spared_until = (
+                stall.until + _MERCY + (self.lease / 12 if stall.took > self.lease / 2 else 0.0)
+            )
+        return now < self._spared_until
 
     async def wait(self, queues: Sequence[str], timeout: float | None = None) -> None:
         """Sleep until somebody has committed something for these queues, or something falls due."""
@@ -113,6 +139,8 @@ class SQLBroker(Broker):
     async def _pause(self, queues: Sequence[str]) -> float:
         """Seconds until something can be received, as far as is known now."""
         now = time.time()
+        if self._spares_leases(now):
+            return min(_PAUSE, self._spared_until - now)
 
         def look(connection: Connection) -> float:
             if messages.has_ready(connection, queues, now):

@@ -22,6 +22,7 @@ from celeriac.sql import engine as sql_engine
 from celeriac.sql import forks
 from celeriac.sql.lanes import Lane
 from celeriac.sql.schema import create_tables
+from celeriac.sql.stalls import Stall, Stalls
 from celeriac.sql.watcher import Watcher
 
 __all__ = ["Database", "create_tables"]
@@ -35,6 +36,7 @@ class _Parts:
     writer: Lane
     reader: Lane
     watcher: Watcher
+    stalls: Stalls
 
     def stop(self) -> None:
         self.writer.stop()
@@ -110,12 +112,17 @@ class Database:
         except BaseException:
             engine.dispose()
             raise
-        watcher = Watcher(engine)
+        watcher, stalls = Watcher(engine), Stalls()
+
+        def write(run: Callable[[Connection], None]) -> None:
+            stalls.timed(lambda: sql_engine.write(engine, run))
+
         return _Parts(
             engine,
-            Lane("celeriac-sql-write", lambda run: sql_engine.write(engine, run), watcher.look),
+            Lane("celeriac-sql-write", write, watcher.look),
             Lane("celeriac-sql-read", lambda run: sql_engine.read(engine, run)),
             watcher,
+            stalls,
         )
 
     async def close(self) -> None:
@@ -142,6 +149,10 @@ class Database:
     def read(self, operation: Callable[[Connection], T]) -> asyncio.Future[T]:
         """Submit a read, which sees every write whose future is done. Raises as :meth:`write` does."""
         return self._opened().reader.submit(operation)
+
+    def last_stall(self) -> Stall:
+        """When this process could last not write for a while. To be asked in a write, too, which may be the one."""
+        return self._opened().stalls.last()
 
     def on_change(self, callback: Callable[[], None]) -> Callable[[], None]:
         """Call back on this loop after any process has committed, now and then without reason. Returns what

@@ -157,20 +157,24 @@ def insert(connection: Connection, drafts: Iterable[Draft]) -> None:
     batch.insert(connection, message, _columns, rows)
 
 
-_promote = (
-    sa.update(message)
-    .where(
-        message.c.id.in_(
-            sa.select(message.c.id)
-            .where(is_moving, message.c.due <= _now)
-            .order_by(message.c.due)
-            .limit(_limit)
-            .with_for_update(skip_locked=True)
-            .correlate(None)
-        )
+def _promoting(*among: sa.ColumnElement[bool]) -> sa.Update:
+    due = (
+        sa.select(message.c.id)
+        .where(is_moving, *among, message.c.due <= _now)
+        .order_by(message.c.due)
+        .limit(_limit)
+        .with_for_update(skip_locked=True)
+        .correlate(None)
     )
-    .values(state=sa.literal_column(str(READY)), due=sa.null())
-)
+    return (
+        sa.update(message)
+        .where(message.c.id.in_(due))
+        .values(state=sa.literal_column(str(READY)), due=sa.null())
+    )
+
+
+_promote = _promoting()
+_promote_delayed = _promoting(is_delayed)
 _candidates = gather_one(
     sa.select(message.c.id)
     .where(_of_queue, is_ready)
@@ -212,13 +216,24 @@ def _round_robin(by_queue: list[list[int]], limit: int) -> list[int]:
     return list(islice((id_ for id_ in turns if id_ is not None), limit))
 
 
-def take(connection: Connection, queues: Sequence[str], limit: int, lease: float, now: float) -> list[Taken]:
+def take(
+    connection: Connection,
+    queues: Sequence[str],
+    limit: int,
+    lease: float,
+    now: float,
+    *,
+    spare_leases: bool = False,
+) -> list[Taken]:
     """Lease up to ``limit`` messages, fairly from all queues, after making READY what is due.
+
+    ``spare_leases``: leave those whose lease has ended to their holders, for now.
 
     Each queue gives its highest priority first, then its oldest. The queues named first give one message more
     than the others when the limit cannot be divided, so a caller rotates them from call to call.
     """
-    connection.execute(_promote, {"now": now, "limit": _PROMOTE_LIMIT})
+    promote = _promote_delayed if spare_leases else _promote
+    connection.execute(promote, {"now": now, "limit": _PROMOTE_LIMIT})
     by_queue = [
         load(connection.execute(_candidates, {"queue": queue, "limit": limit}).scalar())
         for queue in dict.fromkeys(queues)

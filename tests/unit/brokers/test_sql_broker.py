@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import sqlite3
 import threading
 from collections.abc import AsyncIterator
 
@@ -15,6 +16,7 @@ from celeriac.brokers.sql import SQLBroker
 from celeriac.errors import BrokerUnavailable
 from celeriac.protocol.message import Message
 from celeriac.sql import messages
+from celeriac.testing.contract.messages import collect, name_of, publication, receive
 
 
 @pytest_asyncio.fixture
@@ -77,4 +79,25 @@ async def test_trouble_with_the_file_is_one_sentence(tmp_path_factory: pytest.Te
         await broker.open()
     with pytest.raises(BrokerUnavailable, match="not open"):
         await broker.size("q")
+    await broker.close()
+
+
+async def test_leases_that_nobody_could_renew_are_left_to_their_holders(database_url: str) -> None:
+    broker = SQLBroker(database_url, lease=0.8)
+    await broker.open()
+    await broker.publish([publication("1"), publication("2")])
+    (held,) = await receive(broker, 1)
+    lock = sqlite3.connect(database_url.removeprefix("sqlite:///"), isolation_level=None)
+    lock.execute("BEGIN IMMEDIATE")
+    # Somebody is stopped in the middle of a transaction; the lease ends meanwhile, and who takes is before who renews.
+    taking = asyncio.ensure_future(receive(broker, 10))
+    renewing = asyncio.ensure_future(broker.renew([held.tag]))
+    await asyncio.sleep(1.2)
+    lock.execute("ROLLBACK")
+    lock.close()
+    assert [name_of(each) for each in await taking] == ["2"]
+    assert not await renewing
+    # A holder that is dead is found out a little later.
+    again = await collect(broker, 2)
+    assert [(name_of(each), each.deliveries) for each in again] == [("1", 2), ("2", 2)]
     await broker.close()
