@@ -18,18 +18,25 @@ __all__ = ["cancel_anything"]
 _STOPS = 5.0
 
 
-async def cancel_anything(site: Site, chance: random.Random, *, rounds: int, lease: float) -> Figures:
-    """Cancel tasks that wait, are delayed, are about to be tried again, and run, with and without workers."""
+async def cancel_anything(
+    site: Site, chance: random.Random, *, rounds: int, lease: float, restarts: bool = True
+) -> Figures:
+    """Cancel tasks that wait, are delayed, are about to be tried again, and run, with and without workers.
+
+    ``restarts``: whether the servers are killed, and started again, before the workers come back.
+    """
     site.configure(celeriac_lease=lease, celeriac_delivery_limit=100)
     figures = Figures(7, site.broker, recovery=0.0)
     with measured(figures):
         async with site.client:
             for number in range(rounds):
-                await _one_round(site, chance, figures, number)
+                await _one_round(site, chance, figures, number, restarts)
     return figures
 
 
-async def _one_round(site: Site, chance: random.Random, figures: Figures, number: int) -> None:
+async def _one_round(
+    site: Site, chance: random.Random, figures: Figures, number: int, restarts: bool
+) -> None:
     worker = await site.start_worker("-c", "100")
     retrying = [await _enqueue(site, "work_again", 0.0, 1, 3.0) for _ in range(5)]
     running = [await _enqueue(site, "work", 60.0) for _ in range(5)]
@@ -54,7 +61,8 @@ async def _one_round(site: Site, chance: random.Random, figures: Figures, number
     spared = [await _enqueue(site, "work", 0.0, countdown=chance.choice([None, 2.0])) for _ in range(10)]
     cancelled_at |= dict.fromkeys([*waiting, *delayed], time.time())
     await _cancel(site, [*waiting, *delayed], figures)
-    await _restart_servers(site, figures)
+    if restarts:
+        await _restart_servers(site, figures)
     others = await asyncio.gather(*(site.start_worker("-c", "100") for _ in range(2)))
     asked = [*retrying, *running, *waiting, *delayed, *spared]
     left = await wait_for_outcomes(site, asked, 30)

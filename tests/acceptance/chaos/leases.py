@@ -50,14 +50,15 @@ async def _one_round(site: Site, chance: random.Random, figures: Figures, lease:
     doomed, other = sorted(workers, key=lambda worker: -len(audit.unfinished(worker.pid)))
     unfinished = audit.unfinished(doomed.pid)
     death = Death(time.time(), doomed.pid)
+    site.deaths.append(death)
     doomed.kill()
     figures.faults["worker SIGKILL"] += 1
     left = await wait_for_outcomes(site, [*long, *delayed], 3 * lease + 20)
     audit = await asyncio.to_thread(site.audit)
     figures.enqueued += len(long) + len(delayed)
     figures.lost += [f"{task_id}: {state}" for task_id, state in left.items()]
-    figures.doubled += audit.doubled([death])
-    figures.repeated += len(audit.repeated())
+    figures.doubled = audit.doubled(site.deaths)
+    figures.repeated = len(audit.repeated())
     recoveries = audit.recoveries([death])
     figures.recovery = max([*recoveries, figures.recovery or 0.0])
     if not unfinished or len(recoveries) < len(unfinished):
