@@ -24,9 +24,12 @@ async def restart_workers(site: Site, chance: random.Random, *, rounds: int, rat
         async with site.client:
             workers = list(await asyncio.gather(*(site.start_worker("-c", "20") for _ in range(2))))
             publisher = await site.start_publisher(chance.random(), rate=rate, longest=1.5)
-            for _ in range(rounds):
-                workers.append(await site.start_worker("-c", "20"))
-                await asyncio.sleep(chance.random())
+            following = asyncio.create_task(site.start_worker("-c", "20"))
+            for number in range(rounds):
+                workers.append(await following)
+                if number + 1 < rounds:  # while the old one ends, as a process takes its time to start
+                    following = asyncio.create_task(site.start_worker("-c", "20"))
+                await asyncio.sleep(chance.random() / 2)
                 old = workers.pop(0)
                 began = time.monotonic()
                 old.terminate()
