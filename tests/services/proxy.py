@@ -35,6 +35,9 @@ class Proxy:
         self.accepted = 0
         self.swallows_requests = False
         self.swallows_replies = False
+        #: Set once something is held; see :meth:`hold`.
+        self.holds = asyncio.Event()
+        self._held_word: bytes | None = None
         self._reserved = ReservedPort()
         self.port = self._reserved.number
         self._listener: asyncio.Server | None = None
@@ -56,6 +59,24 @@ class Proxy:
         A connection that has lost something stays silent for good, as when a router has forgotten it.
         """
         self.swallows_requests, self.swallows_replies = requests, replies
+
+    def hold(self, word: bytes) -> None:
+        """Keep back each request with this word, and what follows it on its connection, until :meth:`let_go`."""
+        self._held_word = word
+
+    def let_go(self) -> None:
+        """Pass on what was held, and hold no more."""
+        self._held_word = None
+        self.holds.clear()
+        for connection in self._connections:
+            connection.requests.let_go()
+
+    def is_to_hold(self, data: bytes | None) -> bool:
+        """Whether a connection waits from this request on."""
+        held = self._held_word is not None and data is not None and self._held_word in data
+        if held:
+            self.holds.set()
+        return held
 
     async def refuse(self) -> None:
         """Reset all connections, and refuse new ones as if nothing listened here."""
@@ -127,6 +148,8 @@ class _Connection(asyncio.Protocol):
 
     def request(self, data: bytes | None) -> None:
         """Pass on what the client said; ``None`` is that it closed the connection."""
+        if self._proxy.is_to_hold(data):
+            self.requests.hold()
         self.requests.feed(data, swallow=self._proxy.swallows_requests)
 
     def reply(self, data: bytes | None) -> None:
@@ -162,7 +185,17 @@ class _Direction:
         self._transport: asyncio.Transport | None = None
         self._waiting: deque[tuple[float, bytes | None]] = deque()
         self._lost = False
+        self._held = False
         self._closed = False
+
+    def hold(self) -> None:
+        """Pass on nothing for now."""
+        self._held = True
+
+    def let_go(self) -> None:
+        """Pass on what was held."""
+        self._held = False
+        self._pass_on()
 
     def lead_to(self, transport: asyncio.Transport) -> None:
         """Give the end of this direction, and what has waited for it."""
@@ -182,7 +215,7 @@ class _Direction:
             self._pass_on()
 
     def _pass_on(self) -> None:
-        while self._waiting and self._transport is not None:
+        while self._waiting and self._transport is not None and not self._held:
             due, data = self._waiting[0]
             if due > self._loop.time():
                 self._loop.call_at(due, self._pass_on)
