@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import contextlib
 
 from celery.exceptions import TaskRevokedError
 from celery.utils.log import get_logger
@@ -22,6 +21,9 @@ async def follow_cancellations(store: Store, held: Held) -> None:
     while True:
         try:
             async with store.cancellations() as feed:
+                # What was cancelled while nobody listened is marked in the store. After the feed has begun, so that
+                # nothing falls in between.
+                await _halt_marked(store, held)
                 while True:
                     held.halt(set(await feed.next()), TaskRevokedError("cancelled"))
         except StoreUnavailable as exc:
@@ -29,10 +31,12 @@ async def follow_cancellations(store: Store, held: Held) -> None:
         except Exception:
             logger.exception("Cannot hear of cancellations, trying again in 1 s")
         await asyncio.sleep(1)
-        # What was cancelled while nobody listened is marked in the store.
-        with contextlib.suppress(StoreUnavailable):
-            cancelled = await store.cancelled([execution.id for execution in held])
-            held.halt(set(cancelled), TaskRevokedError("cancelled"))
+
+
+async def _halt_marked(store: Store, held: Held) -> None:
+    ids = [execution.id for execution in held]
+    if ids:
+        held.halt(set(await store.cancelled(ids)), TaskRevokedError("cancelled"))
 
 
 async def trim(store: Store) -> None:
