@@ -105,7 +105,7 @@ class Connections:
         async with slot.lock:
             connection, slot.connection = slot.connection, None
             if connection is not None:
-                await connection.publisher.drain()
+                await connection.publisher.close()
                 await connection.store.close()
                 await connection.broker.close()
 

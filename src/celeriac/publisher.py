@@ -13,8 +13,9 @@ from celery import signals
 
 from celeriac.brokers.base import Broker
 from celeriac.calls import Call
-from celeriac.errors import BrokerUnavailable, CeleriacError, PublishTimeout, StoreError
+from celeriac.errors import BrokerUnavailable, CeleriacError, PublishTimeout, StoreError, StoreUnavailable
 from celeriac.hooks import Hook, Published
+from celeriac.late_records import LateRecords
 from celeriac.protocol.codec import dumps
 from celeriac.stores.base import Store
 from celeriac.stores.records import TaskRecord, Transition
@@ -49,6 +50,7 @@ class Publisher:
         self._apart = apart
         self._waiting: dict[float, list[_Waiting]] = {}
         self._flushes: set[asyncio.Task[None]] = set()
+        self._late = LateRecords(store)
 
     async def publish(self, call: Call, deadline: float | None = None) -> None:
         """Publish, and return when the broker has confirmed.
@@ -78,6 +80,11 @@ class Publisher:
         calls = [replace(call, record=replace(call.record, replay=True))]
         await self._send(calls, self._deadline, end_of(record))
         signal_after(call)
+
+    async def close(self) -> None:
+        """Wait for what is under way, and try a last time to record what the store has not taken."""
+        await self.drain()
+        await self._late.close()
 
     async def drain(self) -> None:
         """Wait for what is under way."""
@@ -160,8 +167,10 @@ class Publisher:
             await self._take_back(calls, recorded, until, former)
             raise
         if complaint is not None:
-            # The tasks are the broker's and will run; the worker makes up for the record when it starts them.
+            # The tasks are the broker's and will run.
             logger.warning("The store did not record %d enqueued tasks: %s", len(calls), complaint)
+            if former is None and isinstance(complaint, StoreUnavailable) and not complaint.permanent:
+                self._late.add([*(call.record for call in calls), *_ahead(calls)])
         if self._hooks:
             self._observe(Published(tuple(call.task_id for call in calls), time.perf_counter() - started))
 

@@ -57,6 +57,7 @@ async def publish(seed: str, rate: float, longest: float) -> None:
             await places.acquire()
             calls.create_task(enqueue())
             await asyncio.sleep(chance.expovariate(rate))
+    auditor.note("closed", "-")
 
 
 if __name__ == "__main__":

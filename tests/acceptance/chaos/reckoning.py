@@ -70,6 +70,7 @@ async def fill(figures: Figures, site: Site, *, patience: float, deaths: Iterabl
     figures.doubled += audit.doubled(deaths)
     figures.repeated += len(audit.repeated())
     figures.lost += await _unworked(site, audit)
+    figures.broken += await _unfilled(site, audit)
     if recoveries := audit.recoveries(deaths):
         figures.recovery = max([*recoveries, figures.recovery or 0.0])
     return audit
@@ -82,6 +83,21 @@ async def _unworked(site: Site, audit: Audit) -> list[str]:
     return [
         f"{task_id}: SUCCESS without an end" for task_id, each in records.items() if each.state == "SUCCESS"
     ]
+
+
+async def _unfilled(site: Site, audit: Audit) -> list[str]:
+    """Tasks whose records do not say what was called, although who enqueued them has lived on to write it."""
+    pids = {line.pid for line in audit.lines if line.what == "closed"}
+    ids = [task_id for task_id, line in audit.accepted.items() if line.pid in pids]
+    found: list[str] = []
+    for start in range(0, len(ids), _PAGE):
+        records = await site.client.store.get(ids[start : start + _PAGE])
+        found += [
+            f"the record of {task_id} has no arguments"
+            for task_id, each in records.items()
+            if each.args is None
+        ]
+    return found
 
 
 @dataclass
