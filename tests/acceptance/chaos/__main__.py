@@ -20,16 +20,19 @@ from tests.acceptance.chaos.poison import poison_workers
 from tests.acceptance.chaos.rolling import restart_workers
 from tests.acceptance.chaos.site import BROKERS, Servers, Site, open_site
 
+#: Seconds for an attack to end its last round, and to count.
+_LAST_ROUND = 600.0
+
 Attack = Callable[[Site, random.Random], Awaitable[Figures]]
 
 
-def attacks(rounds: int | None) -> dict[int, Attack]:
-    """The attack on each promise; ``rounds`` of faults in place of the usual number."""
+def attacks(rounds: int | None, rate: float | None) -> dict[int, Attack]:
+    """The attack on each promise; ``rounds`` of faults, and tasks a second, in place of the usual numbers."""
     return {
-        1: partial(kill_anything, rounds=rounds or 60, lease=2.0),
+        1: partial(kill_anything, rounds=rounds or 60, lease=2.0, rate=(rate or 50.0) / 2),
         2: partial(outlive_a_worker, rounds=rounds or 2, lease=30.0),
         3: partial(poison_workers, rounds=rounds or 3, lease=1.0, limit=3),
-        4: partial(restart_workers, rounds=rounds or 100),
+        4: partial(restart_workers, rounds=rounds or 100, rate=rate or 30.0),
         7: partial(cancel_anything, rounds=rounds or 9, lease=2.0),
     }
 
@@ -41,8 +44,11 @@ def _arguments() -> argparse.Namespace:
     parser.add_argument(
         "--broker", choices=BROKERS, action="append", help="over this one alone; may be repeated"
     )
+    parser.add_argument("--rate", type=float, help="tasks a second that are enqueued, where that matters")
     parser.add_argument("--rounds", type=int, help="faults of each attack")
-    parser.add_argument("--minutes", type=float, default=20.0, help="after which one attack is given up")
+    parser.add_argument(
+        "--minutes", type=float, default=20.0, help="after which an attack begins no new round"
+    )
     parser.add_argument("--keep", type=Path, help="a folder for the logs; otherwise they are deleted")
     return parser.parse_args()
 
@@ -54,8 +60,10 @@ async def _attack(
     with tempfile.TemporaryDirectory(prefix="celeriac-chaos-") as temporary:
         folder = (options.keep or Path(temporary)) / f"{broker}-{promise}"
         try:
-            async with open_site(broker, folder, servers) as site, asyncio.timeout(60 * options.minutes):
-                return await attack(site, chance)
+            async with open_site(broker, folder, servers) as site:
+                site.until = time.monotonic() + 60 * options.minutes
+                async with asyncio.timeout(60 * options.minutes + _LAST_ROUND):
+                    return await attack(site, chance)
         except Exception as exc:  # noqa: BLE001 - one attack that cannot be finished keeps no other from it
             figures = Figures(promise, broker)
             figures.broken.append(f"the attack ended with {exc!r}")
@@ -66,7 +74,7 @@ async def _run(options: argparse.Namespace) -> list[Figures]:
     found: list[Figures] = []
     print(f"seed {options.seed}", flush=True)  # noqa: T201
     with Servers() as servers:
-        for promise, attack in attacks(options.rounds).items():
+        for promise, attack in attacks(options.rounds, options.rate).items():
             for broker in options.broker or BROKERS:
                 if promise in (options.promise or (promise,)):
                     figures = await _attack(options, servers, broker, promise, attack)

@@ -31,6 +31,8 @@ async def cancel_anything(
         async with site.client:
             for number in range(rounds):
                 await _one_round(site, chance, figures, number, restarts)
+                if site.expired:
+                    break
     return figures
 
 

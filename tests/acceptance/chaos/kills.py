@@ -139,6 +139,8 @@ async def kill_anything(
             for fault in order:
                 await asyncio.sleep(chance.random())
                 await crew.strike(fault)
+                if site.expired:
+                    break
             await crew.end()
             await fill(figures, site, patience=lease + 20, deaths=site.deaths)
     return figures

@@ -33,6 +33,8 @@ async def outlive_a_worker(site: Site, chance: random.Random, *, lease: float, r
         async with site.client:
             for _ in range(rounds):
                 await _one_round(site, chance, figures, lease)
+                if site.expired:
+                    break
     return figures
 
 

@@ -45,6 +45,8 @@ async def poison_workers(
                         cure = site.folder / f"cure-{number}-{way}"
                         await _one_round(site, figures, url, cure, way, limit)
                     await _check_neighbours(site, figures, chance)
+                    if site.expired:
+                        break
             finally:
                 await hospital.close()
     return figures

@@ -27,7 +27,8 @@ async def restart_workers(site: Site, chance: random.Random, *, rounds: int, rat
             following = asyncio.create_task(site.start_worker("-c", "20"))
             for number in range(rounds):
                 workers.append(await following)
-                if number + 1 < rounds:  # while the old one ends, as a process takes its time to start
+                last = number + 1 == rounds or site.expired
+                if not last:  # while the old one ends, as a process takes its time to start
                     following = asyncio.create_task(site.start_worker("-c", "20"))
                 await asyncio.sleep(chance.random() / 2)
                 old = workers.pop(0)
@@ -41,6 +42,8 @@ async def restart_workers(site: Site, chance: random.Random, *, rounds: int, rat
                     figures.broken.append(
                         f"a worker ended after {took:.1f} s with {code}: {old.output[-500:]}"
                     )
+                if last:
+                    break
             publisher.terminate()
             await asyncio.to_thread(publisher.wait, 30)
             audit = await fill(figures, site, patience=20, deaths=())

@@ -6,6 +6,7 @@ import asyncio
 import contextlib
 import json
 import shutil
+import time
 from collections.abc import AsyncIterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -42,6 +43,8 @@ class Site:
     store_server: ServerProcess | None = None
     conf: dict[str, Any] = field(default_factory=dict)
     deaths: list[Death] = field(default_factory=list)
+    #: When an attack begins no new round, on the monotonic clock.
+    until: float = float("inf")
     _names: int = 0
 
     def __post_init__(self) -> None:
@@ -51,6 +54,11 @@ class Site:
         self.client = Celery(
             "client", broker=url, backend=self.env.get("CELERY_RESULT_BACKEND"), set_as_current=False
         )
+
+    @property
+    def expired(self) -> bool:
+        """Whether the time of the attack is over."""
+        return time.monotonic() > self.until
 
     def configure(self, **conf: Any) -> None:
         """Give settings to processes that are started from now on, and to the client, before it is opened."""
