@@ -46,6 +46,9 @@ class Scale:
     redis_many: int
     #: Tasks in the queue of a stock worker on RabbitMQ.
     rabbitmq_stock_queued: int
+    #: Tasks in the queue of a worker on kombu's transports: of ours, of a stock worker.
+    bridge_queued: int
+    bridge_stock_queued: int
     #: Jobs of the public comparison.
     jobs: int
 
@@ -75,6 +78,8 @@ FULL = Scale(
     stream_seconds=20.0,
     redis_many=1_000_000,
     rabbitmq_stock_queued=5_000,
+    bridge_queued=5_000,
+    bridge_stock_queued=1_000,
     jobs=20_000,
 )
 
@@ -103,5 +108,7 @@ QUICK = Scale(
     stream_seconds=5.0,
     redis_many=50_000,
     rabbitmq_stock_queued=3_000,
+    bridge_queued=3_000,
+    bridge_stock_queued=600,
     jobs=1_000,
 )

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import asyncio
+import json
+import os
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 
@@ -12,6 +14,7 @@ from celeriac import Celery
 __all__ = ["celery", "nap", "noop", "publisher"]
 
 celery = Celery("benchmark")
+celery.conf.broker_transport_options = json.loads(os.environ.get("BENCHMARK_TRANSPORT_OPTIONS", "{}"))
 
 
 @celery.task(name="noop")

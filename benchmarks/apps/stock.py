@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
@@ -16,6 +17,7 @@ __all__ = ["celery", "noop", "publisher"]
 _IN_THREADS = "BENCHMARK_THREADS" in os.environ
 
 celery = Celery("benchmark")
+celery.conf.broker_transport_options = json.loads(os.environ.get("BENCHMARK_TRANSPORT_OPTIONS", "{}"))
 celery.conf.update(
     task_ignore_result="CELERY_RESULT_BACKEND" not in os.environ,
     worker_send_task_events=False,

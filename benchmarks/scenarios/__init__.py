@@ -7,6 +7,7 @@ from collections.abc import Callable, Iterator
 from benchmarks.report import Row
 from benchmarks.scale import Scale
 from benchmarks.scenarios import (
+    bridge,
     endpoint,
     enqueue,
     growth,
@@ -43,6 +44,7 @@ SCENARIOS: dict[str, Callable[[Scale], Iterator[Row]]] = {
     "redis-growth": redis_growth.measure,
     "rabbitmq-throughput": rabbitmq.measure,
     "rabbitmq-publish": rabbitmq.measure_publishing,
+    "bridge-throughput": bridge.measure,
     "redis-comparison": redis_comparison.measure,
 }
 

@@ -12,6 +12,7 @@ from benchmarks.figures import Bar, Figure, Skipped
 from benchmarks.processes import Failed
 from benchmarks.report import Row
 from benchmarks.systems import RedisSystem, WorkerOptions
+from benchmarks.systems.bridge import BridgeSystem
 from benchmarks.systems.rabbitmq import RabbitMQSystem
 
 __all__ = ["Contender", "Rounds", "ratio"]
@@ -19,7 +20,7 @@ __all__ = ["Contender", "Rounds", "ratio"]
 Run = TypeVar("Run")
 
 #: What takes part: all on one server.
-Served = RedisSystem | RabbitMQSystem
+Served = RedisSystem | RabbitMQSystem | BridgeSystem
 
 #: One contender and what was measured of it, one run for each round.
 Measured = tuple["Contender", list[Run]]

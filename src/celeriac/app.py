@@ -11,6 +11,7 @@ from kombu.utils.objects import cached_property
 
 from celeriac import compat, config, dead_letters
 from celeriac.brokers.base import Broker, DeadLetter
+from celeriac.brokers.kombu_transports import for_kombu
 from celeriac.connection import Connection, Connections
 from celeriac.errors import ConfigurationError
 from celeriac.handle import TaskHandle
@@ -86,7 +87,7 @@ class Celery(HasTasks):
             own = {"visibility_timeout": settings.lease, "delivery_limit": settings.delivery_limit}
             passed = options.get("transport_options") or {}
             options["transport_options"] = {**own, **settings.transport_options, **passed}
-        return super()._connection(celery_url(url), **options)
+        return for_kombu(super()._connection(celery_url(url), **options), url)
 
     def _get_backend(self) -> Any:
         # Only for this app: a stock app in the same process keeps Celery's own.

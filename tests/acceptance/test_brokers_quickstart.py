@@ -1,6 +1,6 @@
 """The quickstart on each broker, where nothing but the broker's URL is different: one run that lets it all happen.
 
-What does not apply: SQLite has no server that could be restarted, and the Redis of this run keeps its data.
+What does not apply: SQLite and files have no server that could be restarted, and the Redis of this run keeps its data.
 """
 
 from __future__ import annotations
@@ -9,6 +9,7 @@ from collections.abc import Callable, Iterator
 from contextlib import ExitStack
 from dataclasses import dataclass, field
 from pathlib import Path
+from tempfile import TemporaryDirectory
 
 import pytest
 from tests.acceptance.processes import Launcher
@@ -56,8 +57,17 @@ def sqla(stack: ExitStack) -> Place:
     return Place({"CELERY_BROKER_URL": "sqla+sqlite:///broker.db"})
 
 
+def filesystem(stack: ExitStack) -> Place:
+    folder = stack.enter_context(TemporaryDirectory())
+    options = {"data_folder_in": folder, "data_folder_out": folder}
+    return Place(
+        {"CELERY_BROKER_URL": "filesystem://"}, f"\ncelery.conf.broker_transport_options = {options!r}\n"
+    )
+
+
 @pytest.fixture(
-    params=[sqlite, redis, rabbitmq_quorum, rabbitmq_classic, sqla], ids=lambda make: make.__name__
+    params=[sqlite, redis, rabbitmq_quorum, rabbitmq_classic, sqla, filesystem],
+    ids=lambda make: make.__name__,
 )
 def place(request: pytest.FixtureRequest) -> Iterator[Place]:
     """Each broker in turn."""

@@ -170,6 +170,7 @@ class KombuBroker(Broker):
     async def wait(self, queues: Sequence[str], timeout: float | None = None) -> None:
         """Sleep until the keeper has something for these queues; what comes into the transport is taken there."""
         self._check_open()
+        await self._list(queues)
         private = [self._names.ready(queue) for queue in queues]
         with self._pump.watching(queues) as failed:
             kept = asyncio.ensure_future(self._keeper.wait(private, timeout))

@@ -33,13 +33,14 @@ class Transport:
 
     ``source`` is the path of its :class:`~celeriac.brokers.kombu_sources.base.Source`. ``packages`` are the modules
     without which it does not work, ``extra`` is ours that installs them. ``lacks`` completes "This transport …": what
-    it cannot do, said once per process.
+    it cannot do, said once per process. ``ours`` are options that mean something here, and break kombu's own code.
     """
 
     source: str
     extra: str = ""
     packages: frozenset[str] = frozenset()
     lacks: str = ""
+    ours: frozenset[str] = frozenset()
 
 
 #: What installs a module that is called otherwise.
@@ -56,6 +57,8 @@ _SQLA = Transport(
     "postgres",
     frozenset({"psycopg"}),
     lacks=_NO_BROADCASTS,
+    # kombu hands SQLAlchemy every option that it does not know.
+    ours=frozenset({"polling_interval", "visibility_timeout"}),
 )
 
 #: The transports with a source of their own, by their scheme in lower case.
@@ -115,6 +118,14 @@ def source_class(url: str) -> type[Source]:
             raise
         raise ConfigurationError(_missing(url, transport, missing)) from exc
     return found
+
+
+def for_kombu(connection: Any, url: str) -> Any:
+    """A kombu connection to a bridged URL, without the options that kombu's own transport does not bear."""
+    if is_bridged(url) and (ours := transport_of(url).ours):
+        options = connection.transport_options
+        connection.transport_options = {name: value for name, value in options.items() if name not in ours}
+    return connection
 
 
 def no_broadcasts(url: str) -> str:

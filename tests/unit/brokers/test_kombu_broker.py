@@ -1,0 +1,204 @@
+"""The bridge under faults: its keeper, its transport or its process fails between two steps."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import AsyncIterator, Callable, Sequence
+from pathlib import Path
+
+import pytest
+
+from celeriac.brokers.base import Publication
+from celeriac.brokers.kombu import KombuBroker
+from celeriac.brokers.kombu_sources.base import Source
+from celeriac.brokers.kombu_sources.filesystem import FilesystemSource
+from celeriac.brokers.kombu_sources.sqla import SQLAlchemySource
+from celeriac.brokers.sql import SQLBroker
+from celeriac.errors import BrokerUnavailable
+from celeriac.testing.contract.messages import acknowledged, collect, name_of, publication, receive
+
+MakeSource = Callable[[], Source]
+LEASE = 4.0
+
+
+class Keeper(SQLBroker):
+    """A keeper whose next publishes fail."""
+
+    failures = 0
+    permanent = False
+
+    async def publish(self, publications: Sequence[Publication]) -> None:
+        if self.failures:
+            self.failures -= 1
+            error = BrokerUnavailable("The disk is full.")
+            error.permanent = self.permanent
+            raise error
+        await super().publish(publications)
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    return tmp_path / "transport"
+
+
+@pytest.fixture(params=["sqla", "filesystem"])
+def make_source(request: pytest.FixtureRequest, folder: Path) -> MakeSource:
+    folder.mkdir()
+    if request.param == "sqla":
+        url = f"sqla+sqlite:///{folder}/broker.db"
+        return lambda: SQLAlchemySource(url, options={"polling_interval": 0.05}, lease=LEASE)
+    options = {"data_folder_in": str(folder), "data_folder_out": str(folder), "polling_interval": 0.05}
+    return lambda: FilesystemSource("filesystem://", options=options, lease=LEASE)
+
+
+@pytest.fixture
+def keeper(database_url: str) -> Keeper:
+    return Keeper(database_url, lease=LEASE)
+
+
+@pytest.fixture
+async def broker(make_source: MakeSource, keeper: Keeper) -> AsyncIterator[KombuBroker]:
+    broker = KombuBroker(make_source, keeper)
+    await broker.open()
+    yield broker
+    await broker.close()
+
+
+async def test_a_keeper_that_fails_for_a_moment_loses_nothing(broker: KombuBroker, keeper: Keeper) -> None:
+    await broker.publish([publication("1"), publication("2")])
+    keeper.failures = 2
+
+    assert [name_of(each) for each in await receive(broker)] == ["1", "2"]
+
+
+async def test_a_keeper_that_is_gone_leaves_everything_in_the_transport(
+    broker: KombuBroker, keeper: Keeper
+) -> None:
+    await broker.publish([publication("1"), publication("2")])
+    keeper.failures, keeper.permanent = 1, True
+
+    with pytest.raises(BrokerUnavailable, match="disk is full"):
+        await receive(broker)
+
+    assert await broker.size("contract") == 2
+    assert [name_of(each) for each in await receive(broker)] == ["1", "2"]
+
+
+async def test_what_was_taken_by_a_process_that_died_comes_back(
+    broker: KombuBroker, make_source: MakeSource
+) -> None:
+    await broker.publish([publication("1"), publication("2")])
+
+    def take_and_die() -> None:
+        dead = make_source()
+        dead.open()
+        assert len(dead.take(["contract"], 1, 0.0)) == 1
+
+    await asyncio.to_thread(take_and_die)
+    (other,) = await receive(broker)
+    assert not await broker.settle(acknowledged([other]))
+    assert name_of(other) == "2"
+    assert [name_of(each) for each in await collect(broker, 1)] == ["1"]
+
+
+async def test_what_was_given_back_comes_again_and_what_is_finished_never(
+    broker: KombuBroker, make_source: MakeSource
+) -> None:
+    await broker.publish([publication("1")])
+    source = make_source()
+
+    def take() -> None:
+        source.open()
+        source.give_back(source.take(["contract"], 1, 0.0))
+        source.finish(source.take(["contract"], 1, 0.0))
+        source.close()
+
+    await asyncio.to_thread(take)
+    assert await broker.size("contract") == 0
+
+
+async def test_a_backlog_of_delayed_messages_starves_nobody(broker: KombuBroker) -> None:
+    soon = time.time() + 0.3
+    await broker.publish([publication(f"later-{n}", due=soon) for n in range(1000)])
+    await asyncio.sleep(0.4)  # all of them are due at once
+    await broker.publish([publication(f"now-{n}", "urgent") for n in range(20)])
+
+    started = time.monotonic()
+    got = await collect(broker, 20, ["urgent", "contract"])
+    got += await collect(broker, 30, ["urgent", "contract"])
+    assert sum(name_of(each).startswith("now") for each in got) >= 15
+    assert time.monotonic() - started < 10
+
+
+def take_away(folder: Path) -> None:
+    folder.rename(folder.with_name("away"))
+    folder.write_text("no folder")
+
+
+def bring_back(folder: Path) -> None:
+    folder.unlink()
+    folder.with_name("away").rename(folder)
+
+
+async def test_a_transport_that_was_away_is_consumed_again(broker: KombuBroker, folder: Path) -> None:
+    if "sqla" in broker.place:
+        pytest.skip("A SQLite file that is open cannot be taken away; PostgreSQL is, elsewhere.")
+    await broker.publish([publication("1")])
+    assert not await broker.settle(acknowledged(await receive(broker)))
+    waiting = asyncio.ensure_future(broker.wait(["contract"]))
+    await asyncio.sleep(0.1)
+
+    take_away(folder)
+    with pytest.raises(BrokerUnavailable, match="data_folder"):
+        await broker.publish([publication("2")])
+    with pytest.raises(BrokerUnavailable, match="data_folder"):
+        await receive(broker)
+    bring_back(folder)
+
+    async with asyncio.timeout(5):
+        while True:
+            try:
+                await broker.publish([publication("3")])
+                (delivery,) = await collect(broker, 1)
+            except BrokerUnavailable:
+                await asyncio.sleep(0.05)
+            else:
+                break
+    assert name_of(delivery) == "3"
+    waiting.cancel()
+
+
+async def test_who_rests_gives_back_what_it_has_not_started(
+    broker: KombuBroker, keeper: Keeper, make_source: MakeSource
+) -> None:
+    waiting = asyncio.ensure_future(broker.wait(["contract"]))
+    await asyncio.sleep(0.05)
+    await broker.publish([publication("1")])
+    await waiting
+
+    await broker.rest()
+
+    def left() -> int:
+        source = make_source()
+        source.open()
+        size = source.size("contract")
+        source.close()
+        return size
+
+    assert await asyncio.to_thread(left) == 1
+    assert [name_of(each) for each in await receive(broker)] == ["1"]
+
+
+async def test_queues_and_dead_letters_of_others_are_not_seen(
+    broker: KombuBroker, keeper: Keeper, database_url: str
+) -> None:
+    other = SQLBroker(database_url)
+    await other.open()
+    await other.publish([publication("other", "contract", due=time.time() + 100)])
+    await broker.publish([publication("mine", due=time.time() + 100)])
+
+    assert [name_of(each) for each in await broker.delayed("contract")] == ["mine"]
+    assert await broker.purge("contract") == 1
+    assert len(await other.delayed("contract")) == 1
+    await other.close()
