@@ -14,7 +14,7 @@ from tempfile import TemporaryDirectory
 import pytest
 from tests.acceptance.processes import Launcher
 from tests.acceptance.quickstart import Quickstart
-from tests.services import RabbitMQServer, RedisServer
+from tests.services import RabbitMQServer, RedisServer, SQSServer
 
 CSV = "a,b\n" + "1,2\n" * 10
 
@@ -53,6 +53,12 @@ def rabbitmq_classic(stack: ExitStack) -> Place:
     return Place({"CELERY_BROKER_URL": server.url}, CLASSIC, server.restart)
 
 
+def sqs(stack: ExitStack) -> Place:
+    server = stack.enter_context(SQSServer(durable=True))
+    settings = f"\ncelery.conf.broker_transport_options = {server.new_options()!r}\n"
+    return Place({"CELERY_BROKER_URL": server.url}, settings, server.restart)
+
+
 def sqla(stack: ExitStack) -> Place:
     return Place({"CELERY_BROKER_URL": "sqla+sqlite:///broker.db"})
 
@@ -66,7 +72,7 @@ def filesystem(stack: ExitStack) -> Place:
 
 
 @pytest.fixture(
-    params=[sqlite, redis, rabbitmq_quorum, rabbitmq_classic, sqla, filesystem],
+    params=[sqlite, redis, rabbitmq_quorum, rabbitmq_classic, sqla, filesystem, sqs],
     ids=lambda make: make.__name__,
 )
 def place(request: pytest.FixtureRequest) -> Iterator[Place]:

@@ -4,29 +4,21 @@ from __future__ import annotations
 
 import asyncio
 from base64 import b64encode
-from functools import partial
-from pathlib import Path
 from typing import Any
 
 import boto3
 import pytest
 from tests.services import SQSServer
 
-from celeriac.brokers.kombu_held import HeldBroker
-from celeriac.brokers.kombu_sources.sqs import SQSSource
-from celeriac.brokers.sql import SQLBroker
+from celeriac.brokers.urls import broker_for
 from celeriac.testing.contract.broker import BrokerContract
 from celeriac.testing.contract.broker_fixtures import NewBroker, PublishEnvelope
 
 
 class TestSQS(BrokerContract):
     @pytest.fixture
-    def new_broker(self, sqs: SQSServer, sqs_options: dict[str, Any], tmp_path: Path) -> NewBroker:
-        def new(lease: float) -> HeldBroker:
-            make = partial(SQSSource, sqs.url, options=sqs_options, lease=lease)
-            return HeldBroker(make, SQLBroker(f"sqlite:///{tmp_path}/celery.db"), lease=lease)
-
-        return new
+    def new_broker(self, sqs: SQSServer, sqs_options: dict[str, Any], database_url: str) -> NewBroker:
+        return lambda lease: broker_for(sqs.url, lease=lease, options=sqs_options, kept_in=database_url)
 
     @pytest.fixture
     def publish_envelope(self, sqs: SQSServer, sqs_options: dict[str, Any]) -> PublishEnvelope:

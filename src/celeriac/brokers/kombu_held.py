@@ -21,7 +21,7 @@ from celeriac.brokers.kombu_leases import Leases
 from celeriac.brokers.kombu_outbox import Outbox
 from celeriac.brokers.kombu_polls import Arrival, Polls, arrivals
 from celeriac.brokers.kombu_sources.base import Outgoing, Taken
-from celeriac.brokers.kombu_sources.held import HeldSource, Sealed, properties_in, sealed
+from celeriac.brokers.kombu_sources.held import HeldSource, Sealed, eta_in, properties_in, sealed
 from celeriac.brokers.kombu_thread import SourceThread
 from celeriac.errors import BrokerUnavailable, MalformedMessage
 from celeriac.protocol import envelope
@@ -177,8 +177,26 @@ class HeldBroker(Broker):
                     again=True,
                     unwanted=lambda source, taken: source.give_back([each.taken for each in taken]),
                 )
-        self._room = max(1, limit - len(found))
-        return Received([self._delivery(each) for each in found], self._leases.next_end())
+        deliveries = await self._without_early([self._delivery(each) for each in found])
+        self._room = max(1, limit - len(deliveries))
+        return Received(deliveries, self._leases.next_end())
+
+    async def _without_early(self, deliveries: list[Delivery]) -> list[Delivery]:
+        """Put off what came before its eta, as it does from stock clients. Returns the rest."""
+        now = time.time()
+        early = {
+            each.tag: Settlement(each.tag, Action.REQUEUE, due=eta, counted=False)
+            for each in deliveries
+            if isinstance(each.envelope, bytes) and (eta := eta_in(each.envelope)) is not None and eta > now
+        }
+        if early:
+            try:
+                await self.settle([*early.values()])
+            except BrokerUnavailable as exc:
+                logger.warning("%d messages that came early come again after a lease: %s", len(early), exc)
+                for tag in early:
+                    self._leases.release(tag)
+        return [each for each in deliveries if each.tag not in early]
 
     def _delivery(self, arrival: Arrival) -> Delivery:
         tag = f"{self._prefix}-{next(self._numbers)}"

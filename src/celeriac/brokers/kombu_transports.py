@@ -33,13 +33,15 @@ class Transport:
 
     ``source`` is the path of its :class:`~celeriac.brokers.kombu_sources.base.Source`. ``packages`` are the modules
     without which it does not work, ``extra`` is ours that installs them. ``lacks`` completes "This transport …": what
-    it cannot do, said once per process. ``ours`` are options that mean something here, and break kombu's own code.
+    it cannot do, and ``kept`` is what the keeper has instead; both are said once per process. ``ours`` are options that
+    mean something here, and break kombu's own code.
     """
 
     source: str
     extra: str = ""
     packages: frozenset[str] = frozenset()
     lacks: str = ""
+    kept: str = "What workers have taken, delayed tasks and dead letters"
     ours: frozenset[str] = frozenset()
 
 
@@ -65,6 +67,13 @@ _SQLA = Transport(
 TRANSPORTS: dict[str, Transport] = {
     "filesystem": Transport(
         "celeriac.brokers.kombu_sources.filesystem:FilesystemSource", lacks="keeps no order by priority"
+    ),
+    "sqs": Transport(
+        "celeriac.brokers.kombu_sources.sqs:SQSSource",
+        "sqs",
+        frozenset({"boto3", "botocore"}),
+        lacks=f"knows no priorities and {_NO_BROADCASTS}",
+        kept="What is delayed by more than 15 minutes, and dead letters,",
     ),
     "sqla": _SQLA,
     "sqlalchemy": _SQLA,
@@ -140,9 +149,10 @@ def no_broadcasts(url: str) -> str:
 
 def shortcomings(url: str, kept_in: str) -> str:
     """What this broker cannot do, and where that is made good, in one sentence."""
+    transport = transport_of(url)
     return (
-        f"kombu's {_scheme(url)} transport {transport_of(url).lacks or 'keeps no dead letters'}. What workers have "
-        f"taken, delayed tasks and dead letters are kept in {place_of(kept_in)}."
+        f"kombu's {_scheme(url)} transport {transport.lacks or 'keeps no dead letters'}. {transport.kept} are kept in "
+        f"{place_of(kept_in)}."
     )
 
 

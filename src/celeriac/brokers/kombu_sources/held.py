@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from abc import abstractmethod
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
@@ -10,9 +11,12 @@ from uuid import uuid4
 
 from celeriac.brokers.kombu_sources.base import Outgoing, Source
 from celeriac.errors import MalformedMessage
-from celeriac.protocol import envelope
+from celeriac.protocol import envelope, fields
 
-__all__ = ["HeldSource", "Sealed", "properties_in", "sealed"]
+__all__ = ["HeldSource", "Sealed", "eta_in", "properties_in", "sealed"]
+
+#: In envelopes without it there is no need to look for a time.
+_ETA = re.compile(rb'"eta": ?"')
 
 
 @dataclass(slots=True)
@@ -102,3 +106,14 @@ def properties_in(made: bytes) -> Mapping[str, Any]:
         return envelope.decode(made).properties
     except MalformedMessage:
         return {}
+
+
+def eta_in(made: bytes) -> float | None:
+    """Before which time, in epoch seconds, the message in an envelope must not be started, if it says so."""
+    if _ETA.search(made) is None:
+        return None
+    try:
+        eta = fields.moment(envelope.decode(made).headers, "eta")
+    except MalformedMessage:
+        return None  # the worker says what is wrong with it
+    return None if eta is None else eta.timestamp()

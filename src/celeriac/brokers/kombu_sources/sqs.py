@@ -111,7 +111,7 @@ class SQSSource(HeldSource):
 
     def check(self, message: Sealed) -> None:
         """Refuse what no queue takes, and what cannot be the name of one."""
-        self._clients.name_of(message.queue)
+        self._clients.check(message.queue)
         size = len(message.envelope)
         if self._encoded:
             size = -(-size // 3) * 4

@@ -85,7 +85,7 @@ class SQSClients:
         return self._prefix
 
     def client_for(self, queue: str) -> Any:
-        """The client for a queue. Raises ConfigurationError's kin for a queue that is not predefined."""
+        """The client for a queue. Raises BrokerUnavailable for one that is not predefined where others are."""
         known = self._known(queue)
         key = queue if self._predefined else ""
         found = self._clients.get(key)
@@ -128,6 +128,11 @@ class SQSClients:
         """The queue is not there any more. Returns whether it may be made again."""
         self._urls.pop(queue, None)
         return not self._predefined
+
+    def check(self, queue: str) -> None:
+        """Raise BrokerUnavailable for a queue that there cannot be."""
+        if not self._known(queue):
+            self.name_of(queue)
 
     def name_of(self, queue: str) -> str:
         """What SQS calls a queue: the same as kombu does. Raises BrokerUnavailable for what cannot be a name."""
