@@ -56,8 +56,8 @@ QUORUM: Mapping[str, Any] = {"x-queue-type": "quorum"}
 #: Seconds until a due time that a consumer waits out by itself: RabbitMQ delays by whole seconds.
 _SHORT = 2.0
 
-#: Seconds after which who waits has another look: a consumer that RabbitMQ has forgotten hears nothing.
-_LONGEST_WAIT = 10.0
+#: Seconds after which who waits has another look: a consumer that RabbitMQ or the network has forgotten hears nothing.
+_LONGEST_WAIT = 2.0
 
 #: Seconds for giving back, at the end, what was pushed and not taken. Later it goes back by itself, and is counted.
 _LAST_WORDS = 2.0

@@ -264,8 +264,9 @@ class Consuming:
     async def _answering(self) -> AsyncIterator[None]:
         """The server has to answer what is asked inside. Raises BrokerUnavailable."""
         try:
-            async with asyncio.timeout(self._patience):
-                yield
+            with self._link.doubting():
+                async with asyncio.timeout(self._patience):
+                    yield
         except TimeoutError:
             await self._link.drop()
             raise BrokerUnavailable(f"RabbitMQ at {self._link.place.shown} does not answer.") from None
@@ -356,7 +357,8 @@ class Consuming:
                     if channel.is_closed:
                         break
                     chunk = ChannelFrame.marshall(channel.number, frames[start : start + _AT_ONCE])
-                    await channel.write_queue.put(chunk)  # type: ignore[attr-defined]
+                    with self._link.doubting():
+                        await channel.write_queue.put(chunk)  # type: ignore[attr-defined]
         except DRIVER_ERRORS as exc:
             raise explained(exc, self._link.place.shown) from exc
 

@@ -4,26 +4,31 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import logging
 import ssl
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from typing import TYPE_CHECKING, Any
 from urllib.parse import parse_qsl, quote, unquote, urlencode, urlsplit, urlunsplit
 
-from aiormq.connection import Connection
-
 from celeriac.brokers.amqp_errors import DRIVER_ERRORS, explained, refused
+from celeriac.brokers.amqp_socket import Wire, connect
 from celeriac.errors import BrokerUnavailable, ConfigurationError
 
 if TYPE_CHECKING:
-    from aiormq.abc import AbstractChannel, AbstractConnection
+    from aiormq.abc import AbstractChannel
 
 __all__ = ["ANSWER_TIMEOUT", "Link", "Place", "place_of"]
+
+logger = logging.getLogger("celeriac.brokers.amqp")
 
 #: Seconds that a server may take to greet, and to answer a question.
 ANSWER_TIMEOUT = 10.0
 
-#: Seconds for the courtesies at the end of a connection.
-_CLOSE_TIMEOUT = 2.0
+#: Seconds without an answer after which it is doubted that the connection still leads anywhere.
+_DOUBT = 1.0
+
+#: Seconds between two looks at a connection in doubt, and those that its answer may come behind somebody else's.
+_LOOK, _GRACE = 0.5, 1.0
 
 _PORTS = {"amqp": 5672, "amqps": 5671}
 
@@ -79,72 +84,137 @@ def _context(options: Mapping[str, Any]) -> ssl.SSLContext:
 
 
 class Link:
-    """One connection. ``on_lost`` is called when it ends without having been closed here."""
+    """One connection. ``on_lost`` is called when it ends without having been closed here.
+
+    A connection may die without a word: the network has forgotten it, the peer is gone. A server may also take its
+    time, and to give up what it answers later would have its deliveries start twice. Whoever misses an answer raises a
+    doubt, and only if the server answers a new connection meanwhile, and still not this one, this one is given up.
+    """
 
     def __init__(self, place: Place, on_lost: Callable[[], None] | None = None) -> None:
         self.place = place
         self._on_lost = on_lost
         self._making = asyncio.Lock()
-        self._connection: AbstractConnection | None = None
+        self._wire: Wire | None = None
+        self._examination: asyncio.Task[None] | None = None
 
     @property
     def connected(self) -> bool:
         """Whether there is a connection, as far as is known."""
-        return self._connection is not None and self._connection.is_opened
+        return self._wire is not None and self._wire.connection.is_opened
 
     async def channel(self, *, confirms: bool = False) -> AbstractChannel:
         """A new channel. Raises BrokerUnavailable."""
-        connection = await self._connect()
+        wire = await self._connect()
         try:
-            async with asyncio.timeout(ANSWER_TIMEOUT):
-                return await connection.channel(publisher_confirms=confirms, frame_buffer_size=1000)
+            with self.doubting():
+                async with asyncio.timeout(ANSWER_TIMEOUT):
+                    return await wire.connection.channel(publisher_confirms=confirms, frame_buffer_size=1000)
         except TimeoutError:
             await self.drop()
             raise BrokerUnavailable(f"RabbitMQ at {self.place.shown} does not answer.") from None
         except DRIVER_ERRORS as exc:
             raise explained(exc, self.place.shown) from exc
 
-    async def _connect(self) -> AbstractConnection:
+    async def _connect(self) -> Wire:
         async with self._making:
-            if self._connection is not None and self._connection.is_opened:
-                return self._connection
+            if self._wire is not None and self._wire.connection.is_opened:
+                return self._wire
             try:
                 context = await asyncio.to_thread(self.place.context)
             except (OSError, ValueError) as exc:
                 raise refused(f"broker_use_ssl names certificates that cannot be used: {exc}.") from exc
-            connection = Connection(self.place.url, context=context)
             try:
-                async with asyncio.timeout(ANSWER_TIMEOUT):
-                    await connection.connect()
+                wire = await connect(self.place.url, context, ANSWER_TIMEOUT)
             except TimeoutError:
                 raise BrokerUnavailable(f"RabbitMQ at {self.place.shown} does not answer.") from None
             except DRIVER_ERRORS as exc:
                 raise explained(exc, self.place.shown) from exc
-            self._connection = connection
-            connection.closing.add_done_callback(lambda _: self._ended(connection))
-            return connection
+            self._wire = wire
+            wire.connection.closing.add_done_callback(lambda _: self._ended(wire))
+            return wire
 
-    def _ended(self, connection: AbstractConnection) -> None:
-        if self._connection is connection:
-            self._connection = None
+    def _ended(self, wire: Wire) -> None:
+        if self._wire is wire:
+            self._wire = None
             if self._on_lost is not None:
                 self._on_lost()
 
     async def drop(self) -> None:
         """End the connection, as it does not work."""
-        connection = self._connection
-        if connection is not None:
-            self._ended(connection)
-            await _close(connection)
+        wire = self._wire
+        if wire is not None:
+            self._ended(wire)
+            wire.abort()
+            await wire.close()
 
     async def close(self) -> None:
         """End the connection; nothing is lost by that."""
-        connection, self._connection = self._connection, None
-        if connection is not None:
-            await _close(connection)
+        if self._examination is not None:
+            self._examination.cancel()
+        wire, self._wire = self._wire, None
+        if wire is not None:
+            await wire.close()
 
+    # -- doubts ----------------------------------------------------------------------------------------------------
 
-async def _close(connection: AbstractConnection) -> None:
-    with contextlib.suppress(TimeoutError, *DRIVER_ERRORS):
-        async with asyncio.timeout(_CLOSE_TIMEOUT):
-            await connection.close()
+    @contextlib.contextmanager
+    def doubting(self) -> Iterator[None]:
+        """What is awaited inside is to come soon. Where it does not, or is not waited for, it is found out why.
+
+        Raises ConnectionResetError where the driver says that its connection was cancelled, as it does for one whose
+        heartbeat has stopped: whoever waits would take that for a cancellation of their own.
+        """
+        timer = asyncio.get_running_loop().call_later(_DOUBT, self._doubt)
+        try:
+            yield
+        except asyncio.CancelledError:
+            waiting = asyncio.current_task()
+            if waiting is not None and not waiting.cancelling():
+                raise ConnectionResetError("the connection was lost") from None
+            self._doubt()  # somebody's deadline may be shorter than ours
+            raise
+        finally:
+            timer.cancel()
+
+    def _doubt(self) -> None:
+        if self._wire is not None and (self._examination is None or self._examination.done()):
+            self._examination = asyncio.get_running_loop().create_task(self._examine(self._wire))
+
+    async def _examine(self, wire: Wire) -> None:
+        """Give a connection up if the server answers others, and not us."""
+        seen, answer = wire.progress, asyncio.ensure_future(wire.ask())
+        others = asyncio.ensure_future(self._answers_others())
+        try:
+            while self._wire is wire and wire.progress == seen and not answer.done():
+                await asyncio.wait((answer, others), timeout=_LOOK, return_when=asyncio.FIRST_COMPLETED)
+                if not others.done():
+                    continue
+                if others.result():
+                    await asyncio.wait((answer,), timeout=_GRACE)
+                    if not answer.done() and wire.progress == seen and not await wire.is_blocked():
+                        await self._give_up(wire)
+                    return
+                await asyncio.wait((answer,), timeout=_LOOK)
+                others = asyncio.ensure_future(self._answers_others())
+        finally:
+            answer.cancel()
+            others.cancel()
+
+    async def _give_up(self, wire: Wire) -> None:
+        if self._wire is wire:
+            logger.warning(
+                "The connection to RabbitMQ at %s leads nowhere any more: a new one is made.",
+                self.place.shown,
+            )
+            await self.drop()
+
+    async def _answers_others(self) -> bool:
+        """Whether a new connection is greeted."""
+        try:
+            context = await asyncio.to_thread(self.place.context)
+            wire = await connect(self.place.url, context, ANSWER_TIMEOUT)
+        except (TimeoutError, ValueError, *DRIVER_ERRORS):
+            return False
+        await wire.close()
+        return True

@@ -194,8 +194,9 @@ class Topology:
                 channel = self._channel = await self._link.channel()
             self._channel = None  # for good, if this is not answered
             try:
-                async with asyncio.timeout(ANSWER_TIMEOUT):
-                    answer = await getattr(channel, method)(*args, **kwargs)
+                with self._link.doubting():
+                    async with asyncio.timeout(ANSWER_TIMEOUT):
+                        answer = await getattr(channel, method)(*args, **kwargs)
             except ValueError as exc:
                 self._channel = channel
                 names = ", ".join(repr(each) for each in args if isinstance(each, str))

@@ -1,0 +1,195 @@
+"""RabbitMQ is away in every way in which it can be: who publishes is told in time, and everybody else recovers."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import re
+import time
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import pytest
+from tests.acceptance.ledger import Ledger, until
+from tests.acceptance.observing import Api, Clock, enqueue_again, failed_enqueue, measured_loop
+from tests.acceptance.processes import Launcher
+from tests.services import Proxy, RabbitMQServer
+
+from celeriac.errors import BrokerUnavailable, PublishTimeout
+
+#: Seconds after which ``enqueue`` has raised, in these tests.
+DEADLINE = 2.0
+
+#: Seconds within which all is well again once the server is.
+RECOVERY = 5.0
+
+#: Half a lease is RabbitMQ's heartbeat. After two of them it takes back what a connection held that has gone silent.
+LEASE = 4.0
+
+CONF = {"celeriac_publish_deadline": DEADLINE, "celeriac_lease": LEASE}
+
+
+@dataclass(frozen=True)
+class Site:
+    """A server and the network in front of it."""
+
+    server: RabbitMQServer
+    proxy: Proxy
+    url: str
+
+    async def command(self, *words: str) -> None:
+        """Have ``rabbitmqctl`` do something."""
+        await asyncio.to_thread(self.server.command, *words)
+
+
+@pytest.fixture(scope="module")
+def server() -> Iterator[RabbitMQServer]:
+    """One for all of these tests, each of which leaves it well."""
+    with RabbitMQServer() as server:
+        yield server
+
+
+@pytest.fixture
+async def site(server: RabbitMQServer) -> AsyncIterator[Site]:
+    vhost = server.new_vhost().rpartition("/")[2]
+    async with Proxy(server.host, server.port) as proxy:
+        yield Site(server, proxy, f"amqp://guest:guest@{proxy.host}:{proxy.port}/{vhost}")
+
+
+@pytest.fixture
+def ledger(site: Site, tmp_path: Path, launcher: Launcher) -> Ledger:
+    ledger = Ledger(tmp_path / "ledger-app", launcher, url=site.url, conf=CONF)
+    ledger.client.conf.result_backend = f"sqlite:///{ledger.folder / 'celery.db'}"
+    return ledger
+
+
+async def _refuse(site: Site) -> None:
+    await site.proxy.refuse()
+
+
+async def _heal(site: Site) -> None:
+    await site.proxy.heal()
+
+
+async def _swallow(site: Site) -> None:
+    site.proxy.blackhole()
+
+
+async def _swallow_replies(site: Site) -> None:
+    site.proxy.blackhole(requests=False)
+
+
+async def _pause(site: Site) -> None:
+    site.server.pause()
+
+
+async def _resume(site: Site) -> None:
+    site.server.resume()
+
+
+async def _kill(site: Site) -> None:
+    await asyncio.to_thread(site.server.kill)
+
+
+async def _start(site: Site) -> None:
+    await asyncio.to_thread(site.server.start)
+
+
+async def _fill_memory(site: Site) -> None:
+    await site.command("set_vm_memory_high_watermark", "0")
+
+
+async def _free_memory(site: Site) -> None:
+    await site.command("set_vm_memory_high_watermark", "0.8")
+
+
+async def _fill_disk(site: Site) -> None:
+    await site.command("set_disk_free_limit", "100000GB")
+
+
+async def _free_disk(site: Site) -> None:
+    await site.command("set_disk_free_limit", "10MB")
+
+
+@dataclass(frozen=True)
+class Outage:
+    """One kind of trouble: how it begins and ends, and what is then to be expected."""
+
+    name: str
+    begin: Callable[[Site], Awaitable[None]]
+    end: Callable[[Site], Awaitable[None]]
+    #: What the error that ``enqueue`` raises has to say.
+    says: str = field(kw_only=True)
+    #: Seconds that it lasts at least.
+    lasts: float = field(default=0.0, kw_only=True)
+
+    def __str__(self) -> str:
+        return self.name
+
+
+_GONE = "RabbitMQ at .* cannot be reached"
+_SILENT = "The broker did not confirm within 2 seconds"
+
+OUTAGES = (
+    Outage("refused", _refuse, _heal, says=_GONE),
+    # Longer than the server waits for a connection that has gone silent.
+    Outage("swallowed", _swallow, _heal, says=_SILENT, lasts=2 * LEASE),
+    Outage("half open", _swallow_replies, _heal, says=_SILENT, lasts=2 * LEASE),
+    Outage("paused", _pause, _resume, says=_SILENT),
+    Outage("out of memory", _fill_memory, _free_memory, says=_SILENT),
+    Outage("out of disk", _fill_disk, _free_disk, says=_SILENT),
+    Outage("killed", _kill, _start, says=_GONE),
+)
+
+
+@pytest.mark.parametrize("outage", OUTAGES, ids=str)
+async def test_who_publishes_is_told_and_everybody_recovers(
+    outage: Outage, site: Site, ledger: Ledger
+) -> None:
+    worker, (process, url) = await asyncio.gather(
+        asyncio.to_thread(ledger.start_worker, "-c", "20"), asyncio.to_thread(ledger.start_api)
+    )
+    client, api, door = ledger.client, Api(url), ledger.folder / "door"
+    async with client, api.http:
+        running = await client.enqueue("ledger.work_until", (str(door),))
+        started = asyncio.Event()
+        following = asyncio.create_task(api.follow(running.id, started))
+        waiting = asyncio.create_task(running.result())
+        await started.wait()
+        handles = await client.enqueue_many([client.signature("ledger.work", (0.01,)) for _ in range(100)])
+
+        await outage.begin(site)
+        over = time.monotonic() + outage.lasts
+        async with measured_loop() as latency:
+            failures = [await failed_enqueue(client)]
+            failures += await asyncio.gather(*(failed_enqueue(client) for _ in range(50)))
+        # What the store has is to be had meanwhile.
+        answers = await api.answers((await handles[0].record()).id)
+        door.touch()
+        await asyncio.sleep(max(0.0, over - time.monotonic()))
+        await outage.end(site)
+
+        clock = Clock()
+        async with asyncio.timeout(40):
+            handle = await clock.time("enqueue", enqueue_again(client))
+            await asyncio.gather(
+                clock.time("POST", api.enqueue_again()),
+                clock.time("consume", until(lambda: ledger.lines("end")[handle.id] >= 1, 60)),
+                clock.time("result", waiting),
+                clock.time("stream", following),
+                clock.time("new result", handle.result()),
+                clock.time("rest", asyncio.gather(*(each.result() for each in handles[1:]))),
+            )
+        if os.environ.get("FIGURES"):
+            print(outage, answers, max(latency.computed), clock.seconds)  # noqa: T201 - for who wants to know
+    assert {type(error) for error, _ in failures} <= {BrokerUnavailable, PublishTimeout}
+    assert all(re.search(outage.says, str(error)) for error, _ in failures), failures
+    assert max(seconds for _, seconds in failures) < DEADLINE + 0.25
+    assert max(latency.computed) < 0.05
+    assert answers.pop("enqueue")[0] == 503
+    assert {status for status, _ in answers.values()} <= {200, 202, 409}
+    assert max(clock.seconds.values()) < RECOVERY, clock.seconds
+    assert following.result()[-1] == "end"
+    assert "Traceback" not in worker.output
+    assert "Traceback" not in process.output
