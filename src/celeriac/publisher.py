@@ -159,10 +159,13 @@ class Publisher:
             _give_up(published, recorded)
             raise
         except TimeoutError:
-            _give_up(published, recorded)
-            raise PublishTimeout(
-                f"The broker did not confirm within {deadline:g} seconds; the task may or may not have been enqueued."
-            ) from None
+            if not _is_confirmed(published):
+                _give_up(published, recorded)
+                raise PublishTimeout(
+                    f"The broker did not confirm within {deadline:g} seconds; the task may or may not have been "
+                    "enqueued."
+                ) from None
+            complaint = StoreUnavailable("it did not answer before the deadline")
         except Exception:
             await self._take_back(calls, recorded, until, former)
             raise
@@ -199,7 +202,7 @@ class Publisher:
         """
         await asyncio.wait([published])
         complaint = await recorded
-        if complaint is None and not published.cancelled() and published.exception() is None:
+        if complaint is None and _is_confirmed(published):
             complaint = await self._record(calls)
         return complaint
 
@@ -250,6 +253,10 @@ def _give_up(published: asyncio.Future[Any], recorded: asyncio.Future[Any]) -> N
         published.cancel()
         # Nobody waits for how it ends.
         published.add_done_callback(lambda done: done.cancelled() or done.exception())
+
+
+def _is_confirmed(published: asyncio.Future[Any]) -> bool:
+    return published.done() and not published.cancelled() and published.exception() is None
 
 
 def _ahead(calls: Sequence[Call]) -> list[Transition]:
