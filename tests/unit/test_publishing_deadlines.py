@@ -27,10 +27,10 @@ async def celery(tmp_path: Path) -> AsyncIterator[Celery]:
 
 
 @asynccontextmanager
-async def busy_writer(celery: Celery) -> AsyncIterator[None]:
+async def busy_writer(celery: Celery, url: str = "") -> AsyncIterator[None]:
     """The thread that writes has its hands full for as long as the context lasts."""
     begun, release = threading.Event(), threading.Event()
-    database = Database.shared(celery.settings.broker_url)
+    database = Database.shared(url or celery.settings.broker_url)
     writing = database.write(lambda _: (begun.set(), release.wait()))
     await asyncio.to_thread(begun.wait)
     try:
@@ -143,3 +143,23 @@ async def test_a_task_of_a_known_id_that_the_broker_refuses_has_no_record_elsewh
         await split.enqueue("shop.add", (1, 2), task_id="known")
 
     assert await count(split) == (0, 0)
+
+
+async def test_a_store_that_keeps_silent_does_not_keep_a_broker_from_taking_work(tmp_path: Path) -> None:
+    broker, store = (f"sqlite:///{tmp_path / name}" for name in ("broker.db", "store.db"))
+    app = Celery("shop", broker=broker, backend=store, set_as_current=False)
+    app.conf.celeriac_publish_deadline = 0.3
+    async with app:
+        async with busy_writer(app, store):
+            before = time.monotonic()
+            handle = await app.enqueue("shop.add", (1, 2))
+            (chosen,) = await app.enqueue_many([app.signature("shop.add", (1, 2), task_id="chosen")])
+            assert time.monotonic() - before < 2
+            assert await app.queue_size("celery") == 2
+        async with asyncio.timeout(10):  # the record is made up for
+            while len(await app.store.get([handle.id, chosen.id])) < 2:
+                await asyncio.sleep(0.01)
+
+        async with busy_writer(app, broker):
+            with pytest.raises(PublishTimeout, match=r"The broker did not confirm within 0\.3 seconds"):
+                await app.enqueue("shop.add", (1, 2))
