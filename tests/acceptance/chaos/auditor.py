@@ -53,6 +53,16 @@ async def work(self: Any, seconds: float = 0.0) -> str:
 
 
 @celery.task(bind=True)
+async def hold(self: Any, door: str) -> str:
+    """Go on until there is a file of this name."""
+    _note("start", self)
+    while not Path(door).exists():  # noqa: ASYNC240 - nothing else matters here
+        await asyncio.sleep(0.1)
+    _note("end", self)
+    return str(self.request.id)
+
+
+@celery.task(bind=True)
 def work_in_thread(self: Any, seconds: float = 0.0) -> str:
     """Take so long, in a thread."""
     _note("start", self)

@@ -18,9 +18,6 @@ SLACK = 2.0
 
 _TASKS = 20
 
-#: Seconds that a slow machine may take to start them all.
-_STARTS = 5.0
-
 
 async def outlive_a_worker(site: Site, chance: random.Random, *, lease: float, rounds: int = 1) -> Figures:
     """Kill one of two workers that hold tasks longer than a lease, while others wait for longer than one.
@@ -39,41 +36,61 @@ async def outlive_a_worker(site: Site, chance: random.Random, *, lease: float, r
 
 
 async def _one_round(site: Site, chance: random.Random, figures: Figures, lease: float) -> None:
-    # Each has room for all: who survives must not have to finish something first.
-    workers = await asyncio.gather(*(site.start_worker("-c", str(5 * _TASKS)) for _ in range(2)))
-    before = set((await asyncio.to_thread(site.audit)).starts)
-    lengths = [chance.uniform(1.2, 2.0) * lease + _STARTS for _ in range(2 * _TASKS)]
-    long = await asyncio.gather(*(_enqueue(site, seconds) for seconds in lengths))
+    door = site.folder / f"door-{figures.faults.total()}"
+    started = len((await asyncio.to_thread(site.audit)).starts)
+    # The first is full when the second comes, which has room for the tasks of both.
+    doomed = await site.start_worker("-c", str(_TASKS))
+    long = await _enqueue(site, "hold", str(door))
+    await site.wait_for_starts(started + _TASKS)
+    other = await site.start_worker("-c", str(4 * _TASKS))
+    long += await _enqueue(site, "hold", str(door))
     due = time.time() + 1.6 * lease
-    delayed = await asyncio.gather(*(_enqueue(site, 0.0, countdown=1.6 * lease) for _ in range(_TASKS)))
-    await site.wait_for_starts(len(before) + len(long))
+    delayed = await _enqueue(site, "work", 0.0, countdown=1.6 * lease)
+    await site.wait_for_starts(started + 2 * _TASKS)
     await asyncio.sleep(chance.random() * lease / 3)
-    audit = await asyncio.to_thread(site.audit)
-    doomed, other = sorted(workers, key=lambda worker: -len(audit.unfinished(worker.pid)))
-    unfinished = audit.unfinished(doomed.pid)
+    unfinished = (await asyncio.to_thread(site.audit)).unfinished(doomed.pid)
     death = Death(time.time(), doomed.pid)
     site.deaths.append(death)
     doomed.kill()
     figures.faults["worker SIGKILL"] += 1
-    left = await wait_for_outcomes(site, [*long, *delayed], 3 * lease + 20)
+    await _until_started_again(site, figures, unfinished, death, lease)
+    # Those of the other have lasted longer than a lease by then.
+    await asyncio.sleep(max(0.0, death.at + 1.3 * lease - time.time()))
+    await asyncio.to_thread(door.touch)
+    left = await wait_for_outcomes(site, [*long, *delayed], lease + 30)
     audit = await asyncio.to_thread(site.audit)
     figures.enqueued += len(long) + len(delayed)
     figures.lost += [f"{task_id}: {state}" for task_id, state in left.items()]
     figures.doubled = audit.doubled(site.deaths)
     figures.repeated = len(audit.repeated())
-    recoveries = audit.recoveries([death])
-    figures.recovery = max([*recoveries, figures.recovery or 0.0])
-    if not unfinished or len(recoveries) < len(unfinished):
-        figures.broken.append(
-            f"{len(recoveries)} of {len(unfinished)} tasks of the dead worker were started again"
-        )
-    if max(recoveries, default=0.0) > lease + SLACK:
-        figures.broken.append(f"a task was started {max(recoveries):.1f} s after its worker's death")
     early = [task_id for task_id in delayed if any(start.at < due - 0.05 for start in audit.starts[task_id])]
     figures.broken += [f"{task_id} was started before its time" for task_id in early]
     other.terminate()
     await asyncio.to_thread(other.wait, 40)
 
 
-async def _enqueue(site: Site, seconds: float, **options: float) -> str:
-    return (await site.client.enqueue("auditor.work", (seconds,), **options)).id
+async def _until_started_again(
+    site: Site, figures: Figures, unfinished: list[str], death: Death, lease: float
+) -> None:
+    """Wait until what a dead worker had is under way elsewhere, and note how long that took."""
+    recoveries: list[float] = []
+    try:
+        async with asyncio.timeout(2 * lease + 30):
+            while len(recoveries) < len(unfinished):
+                await asyncio.sleep(0.05)
+                recoveries = (await asyncio.to_thread(site.audit)).recoveries([death])
+    except TimeoutError:
+        pass
+    if not unfinished or len(recoveries) < len(unfinished):
+        figures.broken.append(
+            f"{len(recoveries)} of {len(unfinished)} tasks of the dead worker were started again"
+        )
+    figures.recovery = max([*recoveries, figures.recovery or 0.0])
+    if max(recoveries, default=0.0) > lease + SLACK:
+        figures.broken.append(f"a task was started {max(recoveries):.1f} s after its worker's death")
+
+
+async def _enqueue(site: Site, name: str, *args: object, **options: float) -> list[str]:
+    """Enqueue ``_TASKS`` of a kind. Returns their ids."""
+    calls = (site.client.enqueue(f"auditor.{name}", args, **options) for _ in range(_TASKS))
+    return [handle.id for handle in await asyncio.gather(*calls)]

@@ -24,6 +24,9 @@ __all__ = ["BROKERS", "Site", "open_site"]
 #: What is attacked: in SQLite and Redis, queues and records are in one place; RabbitMQ's records are in Redis.
 BROKERS = ("sqlite", "redis", "rabbitmq")
 
+#: Seconds that RabbitMQ gets to start again, on a machine that is under attack.
+_PATIENCE = 200.0
+
 _SOURCES = Path(__file__).parent
 _MODULES = ("auditor.py", "auditor_api.py", "publisher.py")
 
@@ -147,7 +150,9 @@ class Servers(contextlib.ExitStack):
     def rabbitmq(self) -> RabbitMQServer:
         """A RabbitMQ server."""
         if self._rabbitmq is None:
-            self._rabbitmq = self.enter_context(RabbitMQServer())
+            server = RabbitMQServer()
+            server.patience = _PATIENCE
+            self._rabbitmq = self.enter_context(server)
         elif not self._rabbitmq.running:
             self._rabbitmq.start()
         return self._rabbitmq
