@@ -23,12 +23,13 @@ SETTINGS = "REMOTE_TEST_SETTINGS"
 
 
 def make_app(kind: str, url: str, folder: Path, settings: dict[str, Any]) -> Any:
-    """An app of this kind; the broker's URL is that of the results, too."""
-    backend = f"db+{url}" if url.startswith("sqlite") else url
+    """An app of this kind; the broker's URL is that of the results, too, but for RabbitMQ's."""
+    results = f"sqlite:///{folder}/celery.db" if url.startswith("amqp") else url
+    backend = f"db+{results}" if results.startswith("sqlite") else results
     if kind == "ours":
         from celeriac import Celery
 
-        app: Any = Celery("remote", broker=url, set_as_current=False)
+        app: Any = Celery("remote", broker=url, backend=results, set_as_current=False)
     else:
         import celery
 
@@ -37,6 +38,8 @@ def make_app(kind: str, url: str, folder: Path, settings: dict[str, Any]) -> Any
         register()
         app = celery.Celery("remote", broker=url, backend=backend, set_as_current=False)
         app.conf.update(broker_connection_retry_on_startup=True, worker_prefetch_multiplier=1)
+    if url.startswith("amqp"):
+        app.conf.update(task_default_queue_type="quorum", task_create_missing_queue_type="quorum")
     app.conf.update(beat_schedule_filename=f"{folder}/beat", **settings)
     _define(app, folder)
     return app

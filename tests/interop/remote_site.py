@@ -148,21 +148,32 @@ class RemoteSite:
             thread.join(10)
 
 
-@pytest.fixture(scope="module", params=["sqlite", "redis"])
+@contextmanager
+def _running_broker(request: pytest.FixtureRequest, folder: Path) -> Iterator[str]:
+    kind = request.param
+    if kind == "sqlite":
+        yield f"sqlite:///{folder}/celery.db"
+    elif kind == "redis":
+        with RedisServer() as server:
+            yield server.url
+    else:
+        server = request.getfixturevalue("rabbitmq")
+        url = server.new_vhost()
+        yield url
+        server.delete_vhost(url)
+
+
+@pytest.fixture(scope="module", params=["sqlite", "redis", "rabbitmq"])
 def remote_site(
     request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory
 ) -> Iterator[RemoteSite]:
     """A broker for the tests of a module, and the processes that they start."""
     folder = tmp_path_factory.mktemp("remote")
     launcher = Launcher()
-    server = RedisServer() if request.param == "redis" else None
-    try:
-        url = f"sqlite:///{folder}/celery.db" if server is None else server.__enter__().url
-        site = RemoteSite(url, folder, launcher)
-        yield site
-        launcher.clean_up()
-        site.client.close()
-    finally:
-        launcher.clean_up()
-        if server is not None:
-            server.__exit__(None, None, None)
+    with _running_broker(request, folder) as url:
+        try:
+            site = RemoteSite(url, folder, launcher)
+            yield site
+            site.client.close()
+        finally:
+            launcher.clean_up()

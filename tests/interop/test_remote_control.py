@@ -7,6 +7,7 @@ from typing import Any
 
 import pytest
 from celery.exceptions import TaskRevokedError
+from kombu import Queue
 from tests.acceptance.processes import Process
 from tests.interop.remote_site import RemoteSite, wait_for
 
@@ -87,6 +88,19 @@ def test_queues_come_and_go(site: RemoteSite) -> None:
     left = site.send("late", "add", 1, 2)
     assert site.send(NODE, "add", 1, 1).get(timeout=10) == 2
     assert left.state == "PENDING"
+
+
+def test_a_queue_that_cannot_be_had_stops_nothing(site: RemoteSite, worker: Process) -> None:
+    if not site.url.startswith("amqp"):
+        pytest.skip("only RabbitMQ has kinds of queues")
+    with site.client.connection() as connection:
+        Queue("foreign", channel=connection.default_channel, durable=True).declare()
+    site.control(NODE, "add_consumer", queue="foreign")
+    worker.wait_for_line(
+        "does not consume from foreign: The queue 'foreign' exists .* with another x-queue-type"
+    )
+    wait_for(lambda: [queue["name"] for queue in site.inspect(NODE, "active_queues")] == [NODE])
+    assert site.send(NODE, "add", 1, 1).get(timeout=10) == 2
 
 
 def test_a_grown_pool_runs_more_functions_at_once(site: RemoteSite) -> None:

@@ -52,6 +52,9 @@ def events(site: RemoteSite) -> Iterator[Events]:
 def told(events: Events, task_id: str, last: str) -> list[dict[str, Any]]:
     """A task's events, up to the last one, in the order of their times; those of a retry come when they may."""
     wait_for(lambda: any(event["type"] == last for event in events.of(task_id)))
+    if any(event["type"] == "task-retried" for event in events.of(task_id)):
+        # Ours tells that it has sent the retry once the broker has confirmed it, which may be late.
+        wait_for(lambda: any(event["type"] == "task-sent" for event in events.of(task_id)))
     found = sorted(events.of(task_id), key=lambda event: event["timestamp"])
     if any(event["type"] == "task-retried" for event in found):
         # A stock worker receives the retry before it is due, and even before it has told of it.

@@ -14,7 +14,11 @@ from celery.exceptions import TaskRevokedError
 from tests.acceptance.processes import alive
 from tests.interop.remote_site import RemoteSite, wait_for
 
-pytestmark = pytest.mark.timeout(90)
+pytestmark = [
+    pytest.mark.timeout(90),
+    # What options mean has nothing to do with the broker.
+    pytest.mark.parametrize("remote_site", ["sqlite", "redis"], indirect=True, scope="module"),
+]
 
 
 def size(site: RemoteSite, node: str) -> int:

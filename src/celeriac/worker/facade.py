@@ -239,6 +239,8 @@ class ConsumerFacade:
         if queue in queues:
             selected = queues.select_add(queues[queue])
         else:
+            # As one that is made because somebody publishes to it.
+            options.setdefault("queue_arguments", queues.new_missing(queue).queue_arguments)
             selected = queues.select_add(
                 queue,
                 exchange=exchange or queue,

@@ -110,7 +110,8 @@ class Patience:
 class Fetcher:
     """Receives deliveries of ``queues`` for free slots and hands them to ``start``, batch by batch.
 
-    ``bindings`` are those of the queues to their exchanges.
+    ``bindings`` are those of the queues to their exchanges. ``refused`` is called with a queue that was added later,
+    and that the broker does not give, so that it does not stop the others.
     """
 
     def __init__(
@@ -121,11 +122,15 @@ class Fetcher:
         start: Callable[[Sequence[Delivery]], Awaitable[None]],
         patience: Patience = Patience(),
         bindings: Callable[[], Sequence[Binding]] = tuple,
+        refused: Callable[[str], None] = lambda _queue: None,
     ) -> None:
         self._broker = broker
         self._queues = queues
         self._bindings = bindings
+        self._refused = refused
         self._bound: Sequence[str] = ()
+        #: The queues that the broker has given last.
+        self._given: Sequence[str] = ()
         self._slots = slots
         self._start = start
         self._patience = patience
@@ -155,6 +160,8 @@ class Fetcher:
                 await self._receive()
             except BrokerUnavailable as exc:
                 failures += 1
+                if exc.permanent and self._drop_added(exc):
+                    continue
                 if exc.permanent or not self._patience.allows(failures, started=self._started):
                     raise
                 logger.error("Cannot receive, trying again in %.2f s: %s", delay, exc)
@@ -200,6 +207,7 @@ class Fetcher:
         try:
             # Never cancelled: what a cancelled receive has taken would be lost until its lease ends.
             deliveries = (await self._broker.receive(queues, free)).deliveries
+            self._given = queues
         finally:
             self._slots.reserved = 0
             self._slots.release(free - len(deliveries))
@@ -211,6 +219,14 @@ class Fetcher:
             await asyncio.sleep(0)
         else:
             await self._unless_poked(self._broker.wait(queues))
+
+    def _drop_added(self, error: BrokerUnavailable) -> bool:
+        """Go on without the queues that have been added since the broker gave any, if there are such."""
+        added = [queue for queue in self._queues() if queue not in self._given] if self._given else []
+        for queue in added:
+            logger.error("The worker does not consume from %s: %s", queue, error)
+            self._refused(queue)
+        return bool(added)
 
     async def _unless_poked(self, waiting: Awaitable[object]) -> None:
         poke = asyncio.ensure_future(self._poked.wait())

@@ -135,7 +135,13 @@ class Service:
             settings.connection_retry_on_startup, settings.connection_retry, settings.connection_max_retries
         )
         self.fetcher = Fetcher(
-            connection.broker, self.queues, self.slots, self._start, patience, self._bindings
+            connection.broker,
+            self.queues,
+            self.slots,
+            self._start,
+            patience,
+            self._bindings,
+            self._consumer.cancel_task_queue,
         )
         self._control = ControlThread(
             self._consumer,
