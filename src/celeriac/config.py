@@ -131,6 +131,9 @@ def amqp_defaults(conf: Any) -> Mapping[str, Any]:
     return {} if conf.task_queue_max_priority else AMQP_DEFAULTS
 
 
+#: Celery's defaults, in seconds, of ``broker_heartbeat`` and ``broker_connection_timeout``.
+_CELERYS_HEARTBEAT, _CELERYS_CONNECTION_TIMEOUT = 120, 4
+
 #: Schemes of URLs that mean RabbitMQ.
 AMQP_SCHEMES = frozenset({"amqp", "amqps", "pyamqp"})
 
@@ -153,10 +156,15 @@ def asked_broker(conf: Any) -> str | None:
 
 
 def _first_url(url: Any) -> str:
-    """One URL of a failover list, ``a;b`` or a list. Sentinels are one URL: each of them knows the others."""
+    """One URL of a failover list, ``a;b`` or a list. Sentinels are one URL: each of them knows the others.
+
+    The servers of a RabbitMQ cluster stay together.
+    """
     urls = list(url) if isinstance(url, (list, tuple)) else [url]
     if len(urls) == 1 and not str(urls[0]).startswith("sentinel:"):
         urls = str(urls[0]).split(";")
+    if all(str(each).partition(":")[0] in AMQP_SCHEMES for each in urls):
+        return ";".join(map(str, urls))
     if len(urls) > 1:
         logger.warning("Of %d broker URLs celeriac uses the first: it does not fail over.", len(urls))
     return str(urls[0])
@@ -274,6 +282,8 @@ class Settings:
         if conf.result_backend:
             _check_result_serializer(conf.result_serializer)
         options = _with_ssl(conf.broker_transport_options, conf.broker_use_ssl)
+        if conf.broker_url.partition(":")[0] in AMQP_SCHEMES:
+            options = _amqp_options(conf) | options
         expires = conf.result_expires
         if isinstance(expires, timedelta):
             expires = expires.total_seconds()
@@ -338,6 +348,22 @@ def _check_result_serializer(name: str) -> None:
             f"result_serializer is {name!r}, but celeriac keeps results as JSON. Remove the setting; "
             "what a task's return annotation names comes back as that."
         )
+
+
+def _amqp_options(conf: Any) -> dict[str, Any]:
+    """How to reach RabbitMQ, where Celery has settings for it. Its defaults are not asked for: ours go by the lease."""
+    strategy = conf.broker_failover_strategy
+    if strategy not in (None, "round-robin", "shuffle"):
+        raise ConfigurationError(
+            f'broker_failover_strategy must be "round-robin" or "shuffle", not {strategy!r}.'
+        )
+    named = {
+        "heartbeat": (conf.broker_heartbeat, _CELERYS_HEARTBEAT),
+        "connect_timeout": (conf.broker_connection_timeout, _CELERYS_CONNECTION_TIMEOUT),
+        "login_method": (conf.broker_login_method, None),
+        "failover_strategy": (strategy, None),
+    }
+    return {name: value for name, (value, default) in named.items() if value and value != default}
 
 
 def _with_ssl(options: Mapping[str, Any] | None, ssl: Any) -> dict[str, Any]:

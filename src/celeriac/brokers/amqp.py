@@ -21,7 +21,7 @@ from celery.exceptions import QueueNotFound
 
 from celeriac.brokers.amqp_consuming import Arrival, Consuming, acknowledged, discarded, requeued
 from celeriac.brokers.amqp_dead import DeadLetters
-from celeriac.brokers.amqp_link import ANSWER_TIMEOUT, Link, place_of
+from celeriac.brokers.amqp_link import ANSWER_TIMEOUT, Link, places_of
 from celeriac.brokers.amqp_messages import (
     DELIVERIES,
     DUE,
@@ -79,7 +79,8 @@ class AMQPBroker(Broker):
     """A broker on a RabbitMQ server or cluster.
 
     Args:
-        url: ``amqp://user:password@host:port/vhost``, or ``amqps://``; ``?heartbeat=seconds``.
+        url: ``amqp://user:password@host:port/vhost``, or ``amqps://``; ``?heartbeat=seconds``. Several, with ``;``
+            between them, are the servers of one cluster.
         lease: Seconds within which a silent connection is to be noticed.
         options: Celery's ``broker_transport_options``; ``ssl`` among them as in ``broker_use_ssl``.
         queue_arguments: Gives the arguments with which a queue is declared, by its name; quorum queues by default.
@@ -102,7 +103,7 @@ class AMQPBroker(Broker):
     ) -> None:
         self.lease = lease
         arguments_of = queue_arguments or (lambda _: QUORUM)
-        place = place_of(url, options or {}, lease)
+        places = places_of(url, options or {}, lease)
         self.capabilities = Capabilities(
             priority="x-max-priority" in arguments_of(""),
             lease=False,
@@ -112,8 +113,8 @@ class AMQPBroker(Broker):
             any_text=False,
             shared_view=False,
         )
-        self._out = Link(place, self._publishing_lost)
-        self._in = Link(place, self._consuming_lost)
+        self._out = Link(places, self._publishing_lost)
+        self._in = Link(places, self._consuming_lost)
         flags_of = queue_flags or (lambda _: QueueFlags())
         self._topology = Topology(self._out, arguments_of, flags_of, delay_queue_type)
         self._publishing = Publishing(self._out)

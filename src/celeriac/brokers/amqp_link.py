@@ -5,8 +5,10 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import logging
+import random
 import ssl
-from collections.abc import Callable, Iterator, Mapping
+from collections import deque
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 from urllib.parse import parse_qsl, quote, unquote, urlencode, urlsplit, urlunsplit
 
@@ -17,7 +19,7 @@ from celeriac.errors import BrokerUnavailable, ConfigurationError
 if TYPE_CHECKING:
     from aiormq.abc import AbstractChannel
 
-__all__ = ["ANSWER_TIMEOUT", "Link", "Place", "place_of"]
+__all__ = ["ANSWER_TIMEOUT", "Link", "Place", "place_of", "places_of"]
 
 logger = logging.getLogger("celeriac.brokers.amqp")
 
@@ -34,21 +36,35 @@ _PORTS = {"amqp": 5672, "amqps": 5671}
 
 
 class Place:
-    """Where a server is: the URL for the driver, how it may be shown, and what TLS needs."""
+    """Where a server is: the URL for the driver, how it may be shown, what TLS needs, how long to wait for it."""
 
-    def __init__(self, url: str, shown: str, tls: Mapping[str, Any] | None) -> None:
+    def __init__(self, url: str, shown: str, tls: Mapping[str, Any] | None, patience: float) -> None:
         self.url, self.shown, self._tls = url, shown, tls
+        #: Seconds that it may take to connect.
+        self.patience = patience
 
     def context(self) -> ssl.SSLContext | None:
         """The TLS context of ``broker_use_ssl``, if that says more than that there is TLS. Reads files."""
         return None if self._tls is None else _context(self._tls)
 
 
+def places_of(url: str, options: Mapping[str, Any], lease: float) -> list[Place]:
+    """The servers of a failover URL, ``amqp://a;amqp://b``, in the order in which they are to be tried.
+
+    ``failover_strategy`` among the options is ``broker_failover_strategy``. Raises as :func:`place_of`.
+    """
+    places = [place_of(each, options, lease) for each in url.split(";") if each]
+    if options.get("failover_strategy") == "shuffle":
+        random.shuffle(places)
+    return places
+
+
 def place_of(url: str, options: Mapping[str, Any], lease: float) -> Place:
     """Read a broker URL as kombu does. Raises ConfigurationError for one that names no server.
 
-    ``options`` are Celery's ``broker_transport_options``; ``ssl`` among them is ``broker_use_ssl``, and ``heartbeat``
-    are seconds. RabbitMQ gives up a silent connection after two of them, which is a ``lease`` if they are not given.
+    ``options`` are Celery's ``broker_transport_options``; ``ssl`` among them is ``broker_use_ssl``, ``login_method`` is
+    ``broker_login_method``, ``heartbeat`` and ``connect_timeout`` are seconds. RabbitMQ gives up a silent connection
+    after two heartbeats, which is a ``lease`` if they are not given.
     """
     parts = urlsplit(url)
     try:
@@ -62,12 +78,19 @@ def place_of(url: str, options: Mapping[str, Any], lease: float) -> Place:
     user, password = unquote(parts.username or "guest"), unquote(parts.password or "guest")
     query = dict(parse_qsl(parts.query))
     query.setdefault("heartbeat", str(int(options.get("heartbeat") or max(2.0, min(60.0, lease / 2)))))
+    if method := options.get("login_method"):
+        if method not in ("PLAIN", "EXTERNAL"):
+            raise ConfigurationError(
+                f"broker_login_method is {method!r}, and celeriac knows PLAIN and EXTERNAL: remove it."
+            )
+        query.setdefault("auth", method.lower())
     login = f"{quote(user, safe='')}:{quote(password, safe='')}"
     network = f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
     path = f"/{quote(vhost, safe='')}"
     full = urlunsplit((scheme, f"{login}@{network}", path, urlencode(query), ""))
     shown = urlunsplit((scheme, network, "" if vhost == "/" else path, "", ""))
-    return Place(full, shown, tls if isinstance(tls, Mapping) else None)
+    patience = float(options.get("connect_timeout") or ANSWER_TIMEOUT)
+    return Place(full, shown, tls if isinstance(tls, Mapping) else None, patience)
 
 
 def _context(options: Mapping[str, Any]) -> ssl.SSLContext:
@@ -84,19 +107,26 @@ def _context(options: Mapping[str, Any]) -> ssl.SSLContext:
 
 
 class Link:
-    """One connection. ``on_lost`` is called when it ends without having been closed here.
+    """One connection, to the first of some servers that is there.
+
+    ``on_lost`` is called when it ends without having been closed here.
 
     A connection may die without a word: the network has forgotten it, the peer is gone. A server may also take its
     time, and to give up what it answers later would have its deliveries start twice. Whoever misses an answer raises a
     doubt, and only if the server answers a new connection meanwhile, and still not this one, this one is given up.
     """
 
-    def __init__(self, place: Place, on_lost: Callable[[], None] | None = None) -> None:
-        self.place = place
+    def __init__(self, places: Sequence[Place], on_lost: Callable[[], None] | None = None) -> None:
+        self._places = deque(places)
         self._on_lost = on_lost
         self._making = asyncio.Lock()
         self._wire: Wire | None = None
         self._examination: asyncio.Task[None] | None = None
+
+    @property
+    def place(self) -> Place:
+        """The server that it is connected to, or will try first."""
+        return self._places[0]
 
     @property
     def connected(self) -> bool:
@@ -120,17 +150,17 @@ class Link:
         async with self._making:
             if self._wire is not None and self._wire.connection.is_opened:
                 return self._wire
-            try:
-                context = await asyncio.to_thread(self.place.context)
-            except (OSError, ValueError) as exc:
-                raise refused(f"broker_use_ssl names certificates that cannot be used: {exc}.") from exc
-            try:
-                wire = await connect(self.place.url, context, ANSWER_TIMEOUT)
-            except TimeoutError:
-                raise BrokerUnavailable(f"RabbitMQ at {self.place.shown} does not answer.") from None
-            except DRIVER_ERRORS as exc:
-                raise explained(exc, self.place.shown) from exc
-            self._wire = wire
+            others = len(self._places) - 1
+            while True:
+                try:
+                    wire = self._wire = await _connect_to(self.place)
+                    break
+                except BaseException as exc:
+                    # Whoever gives up waiting, too: the next attempt begins with the next server.
+                    self._places.rotate(-1)
+                    if not others or not isinstance(exc, BrokerUnavailable):
+                        raise
+                    others -= 1
             wire.connection.closing.add_done_callback(lambda _: self._ended(wire))
             return wire
 
@@ -218,3 +248,16 @@ class Link:
             return False
         await wire.close()
         return True
+
+
+async def _connect_to(place: Place) -> Wire:
+    try:
+        context = await asyncio.to_thread(place.context)
+    except (OSError, ValueError) as exc:
+        raise refused(f"broker_use_ssl names certificates that cannot be used: {exc}.") from exc
+    try:
+        return await connect(place.url, context, place.patience)
+    except TimeoutError:
+        raise BrokerUnavailable(f"RabbitMQ at {place.shown} does not answer.") from None
+    except DRIVER_ERRORS as exc:
+        raise explained(exc, place.shown) from exc

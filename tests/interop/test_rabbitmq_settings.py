@@ -1,4 +1,4 @@
-"""Priorities of one classic queue of RabbitMQ, between stock Celery and celeriac."""
+"""Celery's settings about queues of RabbitMQ, between stock Celery and celeriac: priorities, remote control."""
 
 from __future__ import annotations
 
@@ -19,6 +19,8 @@ def site(rabbitmq: RabbitMQServer, tmp_path_factory: pytest.TempPathFactory) -> 
         "broker_url": url,
         "result_backend": "rpc://",
         "task_queue_max_priority": 9,
+        "control_queue_ttl": 7,
+        "control_queue_expires": 33,
         "celeriac_records_url": f"sqlite:///{tmp_path_factory.mktemp('records') / 'celery.db'}",
     }
     with RedisServer() as server, running_site(server, **settings) as site:
@@ -27,7 +29,9 @@ def site(rabbitmq: RabbitMQServer, tmp_path_factory: pytest.TempPathFactory) -> 
 
 
 @pytest.mark.parametrize(("client", "worker"), [("stock", "ours"), ("ours", "stock")])
-def test_the_higher_number_comes_first(site: Site, client: str, worker: str) -> None:
+def test_the_higher_number_comes_first(
+    site: Site, rabbitmq: RabbitMQServer, client: str, worker: str
+) -> None:
     queue, name = unique("ranked"), unique()
     if client == "stock":
         stock = site.stock_client()
@@ -44,6 +48,11 @@ def test_the_higher_number_comes_first(site: Site, client: str, worker: str) -> 
 
         asyncio.run(enqueue())
     one = ("-c", "1") if worker == "ours" else ("-P", "solo")
-    process = site.start_worker(worker, queue, *one)
+    process = site.worker(worker, queue, *one)
     assert site.notes(name, 4) == ["9", "5", "1", "0"]
+    # Its own queue for remote control.
+    asked = rabbitmq.api("GET", f"queues/{site.settings['broker_url'].rpartition('/')[2]}")
+    (control,) = (each for each in asked if each["name"] == f"{queue}@site.celery.pidbox")
+    assert control["arguments"] == {"x-message-ttl": 7000, "x-expires": 33000}
+    assert (control["durable"], control["exclusive"]) == (False, True)
     process.terminate()
