@@ -231,7 +231,7 @@ async def test_nothing_is_lost_with_the_worker_that_is_killed(ledger: Ledger) ->
 async def test_remote_control_says_what_it_can(ledger: Ledger, transport: Transport) -> None:
     worker = await asyncio.to_thread(ledger.start_worker, "-c", "2")
     ping = ledger.run("celery", "-A", "ledger", "inspect", "ping", "--timeout=4")
-    code = await asyncio.to_thread(ping.wait)
+    code = await asyncio.to_thread(ping.wait, 60)
     if transport.url.startswith("filesystem"):
         assert "pong" in ping.output
         assert code == 0
