@@ -76,7 +76,7 @@ class Celery(HasTasks):
             defaults |= config.amqp_defaults(conf)
         if broker_url.startswith("memory:"):
             defaults["broker_transport"] = "celeriac-memory"
-        if scheduler := config.default_scheduler(broker_url):
+        if scheduler := config.default_scheduler(broker_url, chosen or defaults["result_backend"]):
             defaults["beat_scheduler"] = scheduler
         compat.set_defaults(conf, defaults)
         return conf

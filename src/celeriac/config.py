@@ -232,10 +232,14 @@ def default_backend_options(conf: Any, chosen: str | None) -> dict[str, Any]:
     return {"result_backend_transport_options": options, "redis_backend_use_ssl": ssl}
 
 
-def default_scheduler(broker_url: str) -> str | None:
-    """The scheduler of ``celery beat`` that keeps its state where the broker's messages are, if there is one."""
-    scheme = broker_url.partition(":")[0]
-    return "celeriac.scheduler.database:DatabaseScheduler" if scheme == "sqlite" else None
+def default_scheduler(broker_url: str, result_backend: str | None) -> str | None:
+    """The scheduler of ``celery beat`` that keeps its state where messages or records are, if there is one.
+
+    RabbitMQ cannot keep it: the file of the records does.
+    """
+    kept = result_backend if broker_url.partition(":")[0] in AMQP_SCHEMES else broker_url
+    is_file = (kept or "").partition(":")[0] == "sqlite"
+    return "celeriac.scheduler.database:DatabaseScheduler" if is_file else None
 
 
 @dataclass(frozen=True, slots=True)

@@ -11,7 +11,7 @@ from typing import Any
 
 from celery import signals
 
-from celeriac.brokers.base import Broker
+from celeriac.brokers.base import Broker, PartlyPublished
 from celeriac.calls import Call
 from celeriac.errors import BrokerUnavailable, CeleriacError, PublishTimeout, StoreError, StoreUnavailable
 from celeriac.hooks import Hook, Published
@@ -67,7 +67,10 @@ class Publisher:
             return
         for call in calls:
             signal_before(call)
-        await self._send(calls, self._deadline if deadline is None else deadline)
+        try:
+            await self._send(calls, self._deadline if deadline is None else deadline)
+        except PartlyPublished as exc:
+            raise exc.error from exc
         for call in calls:
             signal_after(call)
 
@@ -113,7 +116,14 @@ class Publisher:
         error: Exception | None = None
         try:
             await self._send([call for call, _ in batch], deadline, surely=self._apart)
-        except Exception as exc:  # noqa: BLE001 - it belongs to those who wait
+        except Exception as caught:  # noqa: BLE001 - it belongs to those who wait
+            exc: Exception = caught
+            if isinstance(caught, PartlyPublished):
+                # Those are done, and must not be sent again with the others.
+                for position in caught.published:
+                    _done(batch[position][1])
+                batch = [waiting for at, waiting in enumerate(batch) if at not in caught.published]
+                exc = caught.error
             refused = not isinstance(exc, CeleriacError) or (
                 isinstance(exc, BrokerUnavailable) and exc.permanent
             )
@@ -123,11 +133,9 @@ class Publisher:
                 return
             error = exc
         for _, future in batch:
-            if future.done():
-                continue
             if error is None:
-                future.set_result(None)
-            else:
+                _done(future)
+            elif not future.done():
                 future.set_exception(error)
 
     async def _send(
@@ -166,6 +174,10 @@ class Publisher:
                     "enqueued."
                 ) from None
             complaint = StoreUnavailable("it did not answer before the deadline")
+        except PartlyPublished as exc:
+            lost = [call for at, call in enumerate(calls) if at not in exc.published]
+            await self._take_back(lost, recorded, until, former)
+            raise
         except Exception:
             await self._take_back(calls, recorded, until, former)
             raise
@@ -241,6 +253,11 @@ class Publisher:
                 hook(event)
             except Exception:
                 logger.exception("The hook %r failed.", hook)
+
+
+def _done(future: asyncio.Future[None]) -> None:
+    if not future.done():
+        future.set_result(None)
 
 
 def _give_up(published: asyncio.Future[Any], recorded: asyncio.Future[Any]) -> None:

@@ -4,8 +4,11 @@ from __future__ import annotations
 
 import asyncio
 import time
+from pathlib import Path
 
 import pytest
+from tests.acceptance.ledger import Ledger
+from tests.acceptance.processes import Launcher
 from tests.services import Certificates, RabbitMQServer
 
 from celeriac import Celery
@@ -101,15 +104,23 @@ async def test_a_server_without_memory_blocks_publishing_alone(rabbitmq_server: 
             with pytest.raises(PublishTimeout):
                 await app.enqueue("some.task")
             assert time.monotonic() - before < 2
+            # From then on nothing is sent that would only wait in this process, and be enqueued much later.
+            for _ in range(2):
+                with pytest.raises(PublishTimeout):
+                    await app.enqueue("never.sent")
             # What is there can be worked on.
             deliveries = await collect(worker, 1, ["celery"])
             assert len(deliveries) == 1
         while True:
             try:
-                await app.enqueue("some.task")
+                last = await app.enqueue("some.task")
                 break
             except PublishTimeout:
                 await asyncio.sleep(0.1)
+        sent = []
+        while not sent or sent[-1]["id"] != last.id:
+            sent += [each.envelope.headers for each in await collect(worker, 1, ["celery"])]  # type: ignore[union-attr]
+        assert {each["task"] for each in sent} == {"some.task"}
     await worker.close()
 
 
@@ -169,8 +180,9 @@ async def test_long_delays_survive_the_server(rabbitmq_server: RabbitMQServer) -
     await broker.close()
 
 
+@pytest.mark.timeout(120)
 async def test_what_was_held_too_long_is_lost_and_the_log_says_what_to_set(
-    rabbitmq_server: RabbitMQServer, caplog: pytest.LogCaptureFixture
+    rabbitmq_server: RabbitMQServer, caplog: pytest.LogCaptureFixture, tmp_path: Path
 ) -> None:
     for name, milliseconds in (("consumer_timeout", 1000), ("channel_tick_interval", 200)):
         change = f"application:set_env(rabbit, {name}, {milliseconds})."
@@ -190,3 +202,20 @@ async def test_what_was_held_too_long_is_lost_and_the_log_says_what_to_set(
     assert again.deliveries == 2
     assert await broker.settle(acknowledged([held, again])) == [held.tag]
     await broker.close()
+    # A worker stops the task, begins it again, and gives it up in the end.
+    launcher = Launcher()
+    conf = {"result_backend": f"sqlite:///{tmp_path / 'celery.db'}", "celeriac_delivery_limit": 2}
+    ledger = Ledger(tmp_path / "ledger", launcher, url=rabbitmq_server.url, conf=conf)
+    try:
+        worker = await asyncio.to_thread(ledger.start_worker, "-c", "2")
+        async with ledger.client as client:
+            handle = await client.enqueue("ledger.work", (60.0,))
+            async with asyncio.timeout(60):
+                while not (letters := await client.broker.dead_letters()):
+                    await asyncio.sleep(0.1)
+            assert [letter.task_id for letter in letters] == [handle.id]
+            assert (await handle.record()).state == "FAILURE"
+        assert (ledger.lines("start")[handle.id], ledger.lines("end")[handle.id]) == (2, 0)
+        assert worker.running
+    finally:
+        launcher.clean_up()

@@ -52,12 +52,14 @@ def ledger(rabbitmq_url: str, kind: str, tmp_path: Path, launcher: Launcher) -> 
     return ledger_on(rabbitmq_url, tmp_path, launcher, kind)
 
 
-def ledger_on(url: str, folder: Path, launcher: Launcher, kind: str = "quorum") -> Ledger:
+def ledger_on(
+    url: str, folder: Path, launcher: Launcher, kind: str = "quorum", deadline: float = 10.0
+) -> Ledger:
     conf = {
         "result_backend": f"sqlite:///{folder / 'ledger-app' / 'celery.db'}",
         "task_default_queue_type": kind,
         "task_create_missing_queue_type": kind,
-        "celeriac_publish_deadline": 2.0,
+        "celeriac_publish_deadline": deadline,
     }
     return Ledger(folder / "ledger-app", launcher, url=url, conf=conf)
 
@@ -193,7 +195,7 @@ async def test_workers_outlive_every_kind_of_outage(
 ) -> None:
     async with Proxy(rabbitmq_server.host, rabbitmq_server.port) as proxy:
         url = f"amqp://guest:guest@{proxy.host}:{proxy.port}//?heartbeat=4"
-        ledger = ledger_on(url, tmp_path, launcher)
+        ledger = ledger_on(url, tmp_path, launcher, deadline=2.0)
         worker = await asyncio.to_thread(ledger.start_worker, "-c", "10")
         async with ledger.client as client:
 

@@ -14,9 +14,11 @@ import math
 import time
 from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import replace
-from typing import Any, NamedTuple
+from functools import partial
+from typing import TYPE_CHECKING, Any, NamedTuple
 from uuid import uuid4
 
+from aiormq import exceptions as amqp
 from celery.exceptions import QueueNotFound
 
 from celeriac.brokers.amqp_consuming import Arrival, Consuming, acknowledged, discarded, requeued
@@ -28,6 +30,7 @@ from celeriac.brokers.amqp_messages import (
     burial,
     deliveries_of,
     due_of,
+    is_expressible,
     message_of,
     properties_of,
 )
@@ -38,6 +41,7 @@ from celeriac.brokers.base import (
     Capabilities,
     DeadLetter,
     Delivery,
+    PartlyPublished,
     Publication,
     Received,
     Settlement,
@@ -46,6 +50,9 @@ from celeriac.errors import BrokerUnavailable
 from celeriac.protocol.exchanges import Binding, QueueFlags, matching
 from celeriac.protocol.message import Message
 from celeriac.protocol.settlement import Action
+
+if TYPE_CHECKING:
+    from pamqp.base import Frame
 
 __all__ = ["AMQPBroker"]
 
@@ -65,6 +72,9 @@ _LAST_WORDS = 2.0
 
 #: Seconds for putting copies in the places of messages, before those are worked on as they are.
 _MOVE_TIMEOUT = 5.0
+
+#: Headers that are kept of a dead letter whose headers AMQP cannot express.
+_TOLD = frozenset({"id", "task", "lang"})
 
 
 class _Move(NamedTuple):
@@ -119,7 +129,7 @@ class AMQPBroker(Broker):
         self._topology = Topology(self._out, arguments_of, flags_of, delay_queue_type)
         self._publishing = Publishing(self._out)
         patience = max(lease, ANSWER_TIMEOUT)
-        self._consuming = Consuming(self._in, self._topology.queue, self._topology.forget_queue, patience)
+        self._consuming = Consuming(self._in, self._topology.consumed, self._topology.forget_queue, patience)
         self._letters = DeadLetters(self._out, self._topology, self._publishing)
         self._opened = False
 
@@ -135,8 +145,8 @@ class AMQPBroker(Broker):
                     await self.rest()
         self._opened = False
         self._consuming.listener = None
+        self._topology.close()
         await asyncio.gather(self._in.close(), self._out.close())
-        self._topology.forget()
         self._consuming.lose_all()
 
     def _check(self) -> None:
@@ -165,51 +175,75 @@ class AMQPBroker(Broker):
         express.
         """
         self._check()
-        # Those that may find no queue first: then nothing else has been published.
-        routed = [each for each in publications if not each.queue]
-        await self._publish([outgoing for each in routed for outgoing in await self._routed(each)])
-        await self._publish([await self._to_queue(each) for each in publications if each.queue])
+        sent: dict[int, list[Outgoing]] = {}
+        confirmed: set[str] = set()
+        try:
+            # Those that may find no queue first: then nothing else has been published.
+            for routed in (True, False):
+                positions = [at for at, each in enumerate(publications) if routed is not bool(each.queue)]
+                for at in positions:
+                    sent[at] = await self._outgoing(publications[at])
+                await self._publish([outgoing for at in positions for outgoing in sent[at]], confirmed)
+        except Exception as exc:
+            done = [at for at, batch in sent.items() if not _unconfirmed(batch, confirmed)]
+            if done:
+                raise PartlyPublished(done, exc) from exc
+            raise
 
-    async def _publish(self, batch: Sequence[Outgoing]) -> None:
+    async def _outgoing(self, publication: Publication) -> list[Outgoing]:
+        if publication.queue:
+            return [await self._to_queue(publication)]
+        return await self._routed(publication)
+
+    async def _publish(self, batch: Sequence[Outgoing], confirmed: set[str] | None = None) -> None:
+        """Publish; what was declared before and is gone is declared anew. The ids of what is done are added."""
         if not batch:
             return
+        confirmed = set() if confirmed is None else confirmed
         try:
-            await self._publishing.send(batch)
+            await self._publishing.send(batch, confirmed)
         except Unroutable as exc:
-            await self._again(exc.outgoing)
+            await self._again(exc.outgoing, confirmed)
+        except BrokerUnavailable as exc:
+            if not isinstance(exc.__cause__, amqp.ChannelNotFoundEntity):
+                raise
+            # An exchange was deleted, which has cost all of the batch its channel.
+            await self._again(_unconfirmed(batch, confirmed), confirmed)
 
-    async def _again(self, lost: Sequence[Outgoing]) -> None:
-        """Publish what reached no queue to those that have been deleted since they were declared."""
+    async def _again(self, lost: Sequence[Outgoing], confirmed: set[str]) -> None:
+        """Publish what reached no queue once more, after declaring anew what may have been deleted."""
+        self._topology.forget()
         for each in lost:
-            if each.exchange:
-                raise QueueNotFound(
-                    f"No queue is bound to the exchange {each.exchange!r} for the routing key {each.routing_key!r}: "
-                    "name it in task_queues, or start a worker that consumes from it."
-                )
-            self._topology.forget_queue(each.routing_key)
-            await self._topology.queue(each.routing_key)
+            if each.declare is not None:
+                await each.declare()
         try:
-            await self._publishing.send(lost)
+            await self._publishing.send(lost, confirmed)
         except Unroutable as exc:
-            names = ", ".join(sorted({each.routing_key for each in exc.outgoing}))
+            first = exc.outgoing[0]
+            if first.exchange:
+                raise QueueNotFound(
+                    f"No queue is bound to the exchange {first.exchange!r} for the routing key {first.routing_key!r}: "
+                    "name it in task_queues, or start a worker that consumes from it."
+                ) from None
             raise BrokerUnavailable(
-                f"RabbitMQ returned messages to {names}: their queues were deleted."
+                f"RabbitMQ returned a message to {first.routing_key!r}: the queue was deleted, or is not declared here."
             ) from None
 
     async def _to_queue(self, publication: Publication, extra: Mapping[str, Any] | None = None) -> Outgoing:
         queue, due = publication.queue, publication.due
         exchange, key, message = "", queue, publication.message
         headers = dict(extra or {})
+        declare = partial(self._topology.queue, queue)
         if due is not None and (left := due - time.time()) > 0:
             headers[DUE] = math.ceil(due * 1e6)
             if (seconds := math.floor(left)) >= 1:
-                await self._topology.delay(queue)
+                declare = partial(self._topology.delay, queue)
                 exchange, key = delayed_place(seconds, queue)
                 # Its time to live counts for where it waits, too, and its end there would be the end of the delay.
                 message = replace(message, properties={**message.properties, "expiration": None})
-        await self._topology.queue(queue)
+        await declare()
         properties = properties_of(message, publication.priority, self._publishing.new_id(), headers)
-        return Outgoing(exchange, key, properties, message.body)
+        return Outgoing(exchange, key, properties, message.body, declare=declare)
 
     async def _routed(self, publication: Publication) -> list[Outgoing]:
         """A publication to an exchange; one that is delayed to the queues that its publisher knows of.
@@ -222,14 +256,22 @@ class AMQPBroker(Broker):
             queues = matching(publication.bindings, key, publication.message.headers)
             if queues:
                 return [await self._to_queue(replace(publication, queue=queue)) for queue in queues]
-        for bound in publication.bindings:
-            await self._topology.bind(bound)
-        await self._topology.exchange(publication.exchange, publication.exchange_type)
+        declare = partial(self._declare, publication)
+        await declare()
         properties = properties_of(
             publication.message, publication.priority, self._publishing.new_id(), headers
         )
         mandatory = publication.exchange_type != "fanout"
-        return [Outgoing(publication.exchange, key, properties, publication.message.body, mandatory)]
+        return [
+            Outgoing(
+                publication.exchange, key, properties, publication.message.body, mandatory, declare=declare
+            )
+        ]
+
+    async def _declare(self, publication: Publication) -> None:
+        for bound in publication.bindings:
+            await self._topology.bind(bound)
+        await self._topology.exchange(publication.exchange, publication.exchange_type)
 
     async def reply(self, answers: Sequence[Publication]) -> None:
         """Publish to queues that their readers have declared, and that may be gone with them."""
@@ -365,31 +407,40 @@ class AMQPBroker(Broker):
     async def settle(self, settlements: Sequence[Settlement]) -> Collection[str]:
         """Publish what deliveries leave behind, and end them when that is confirmed."""
         self._check()
-        void, endings = [], []
-        successors: list[Publication] = []
-        left: list[Outgoing] = []
-        for each in settlements:
-            arrival = self._consuming.holding(each.tag)
-            if arrival is None:
-                void.append(each.tag)
-                continue
-            successors += each.publications
-            frame = acknowledged(arrival.number)
-            if each.action is Action.DEAD_LETTER:
-                left.append(await self._buried(arrival, each.reason))
-            elif each.action is Action.DISCARD:
-                frame = discarded(arrival.number)
-            elif each.action is Action.REQUEUE:
-                if self._counts(arrival) and each.counted and each.due is None:
-                    frame = requeued(arrival.number)
-                else:
-                    done = deliveries_of(arrival.delivered) - (0 if each.counted else 1)
-                    left.append(await self._copy(arrival, done, each.due))
-            endings.append((each.tag, frame))
-        await self.publish(successors)
-        await self._publish(left)
-        await self._consuming.end(endings)
-        return void
+        held = [(each, self._consuming.holding(each.tag)) for each in settlements]
+        ending = [(each, arrival) for each, arrival in held if arrival is not None]
+        confirmed: set[str] = set()
+        try:
+            for each, arrival in ending:
+                # Where it failed before, what is confirmed must not be published a second time.
+                if arrival.left is None or arrival.left[0] is not each:
+                    arrival.left = each, *await self._left_by(each, arrival)
+            await self._publish([new for _, arrival in ending for new in arrival.left[1]], confirmed)  # type: ignore[index]
+        finally:
+            for _, arrival in ending:
+                if arrival.left is not None:
+                    each, left, frame = arrival.left
+                    arrival.left = each, _unconfirmed(left, confirmed), frame
+        await self._consuming.end([(each.tag, arrival.left[2]) for each, arrival in ending])  # type: ignore[index]
+        return [each.tag for each, arrival in held if arrival is None]
+
+    async def _left_by(self, settlement: Settlement, arrival: Arrival) -> tuple[list[Outgoing], Frame]:
+        """What is published before a delivery ends, and the frame that ends it."""
+        left = [new for each in settlement.publications for new in await self._outgoing(each)]
+        frame = acknowledged(arrival.number)
+        if settlement.action is Action.DEAD_LETTER:
+            left.append(await self._buried(arrival, settlement.reason))
+        elif settlement.action is Action.DISCARD:
+            frame = discarded(arrival.number)
+        elif settlement.action is Action.REQUEUE:
+            copied = settlement.due is not None or not settlement.counted or not self._counts(arrival)
+            done = deliveries_of(arrival.delivered) - (0 if settlement.counted else 1)
+            copy = await self._copy(arrival, done, settlement.due) if copied else None
+            if copy is not None and is_expressible(copy.properties):
+                left.append(copy)
+            else:
+                frame = requeued(arrival.number)
+        return left, frame
 
     def _counts(self, arrival: Arrival) -> bool:
         return self._topology.is_quorum(arrival.queue)
@@ -408,7 +459,10 @@ class AMQPBroker(Broker):
             message.content_encoding,
         )
         properties = properties_of(kept, message.properties["priority"], self._publishing.new_id(), headers)
-        return Outgoing("", DEAD, properties, message.body)
+        if not is_expressible(properties):
+            kept = replace(kept, headers={name: each for name, each in kept.headers.items() if name in _TOLD})
+            properties = properties_of(kept, 0, self._publishing.new_id(), headers)
+        return Outgoing("", DEAD, properties, message.body, declare=partial(self._topology.queue, DEAD))
 
     async def renew(self, tags: Sequence[str]) -> Collection[str]:
         """Say which tags are void; there is nothing to renew."""
@@ -441,3 +495,7 @@ class AMQPBroker(Broker):
             ),
             self._publish,
         )
+
+
+def _unconfirmed(batch: Sequence[Outgoing], confirmed: Collection[str]) -> list[Outgoing]:
+    return [each for each in batch if each.properties.message_id not in confirmed]

@@ -27,6 +27,9 @@ if TYPE_CHECKING:
     from aiormq.abc import AbstractChannel
     from pamqp.base import Frame
 
+    from celeriac.brokers.amqp_publishing import Outgoing
+    from celeriac.brokers.base import Settlement
+
 __all__ = ["Arrival", "Consuming"]
 
 logger = logging.getLogger("celeriac.brokers.amqp")
@@ -41,12 +44,14 @@ _MOST = 65_535
 class Arrival:
     """A message that the server has handed over: ``tag`` is ours, ``number`` the server's on its channel."""
 
-    __slots__ = ("consumer", "delivered", "number", "share", "tag", "taken")
+    __slots__ = ("consumer", "delivered", "left", "number", "share", "tag", "taken")
 
     def __init__(self, tag: str, consumer: _Consumer, share: _Share, delivered: DeliveredMessage) -> None:
         self.tag, self.consumer, self.share, self.delivered = tag, consumer, share, delivered
         self.number = delivered.delivery_tag or 0
         self.taken = False
+        #: Its settlement, what that has yet to publish, and the frame that ends it.
+        self.left: tuple[Settlement, list[Outgoing], Frame] | None = None
 
     @property
     def queue(self) -> str:

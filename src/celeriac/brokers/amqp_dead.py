@@ -16,7 +16,6 @@ from celeriac.brokers.amqp_messages import dead_letter
 from celeriac.brokers.amqp_publishing import Outgoing, Publishing
 from celeriac.brokers.amqp_topology import DEAD, Topology
 from celeriac.brokers.base import DeadLetter
-from celeriac.errors import BrokerUnavailable
 
 if TYPE_CHECKING:
     from aiormq.abc import AbstractChannel
@@ -77,9 +76,8 @@ class DeadLetters:
             await self._topology.queue(DEAD)
             channel = await self._link.channel()
             try:
-                yield channel
-            except TimeoutError:
-                raise BrokerUnavailable(f"RabbitMQ at {self._link.place.shown} does not answer.") from None
+                with self._link.doubting():
+                    yield channel
             except DRIVER_ERRORS as exc:
                 raise explained(exc, self._link.place.shown) from exc
             finally:

@@ -32,6 +32,8 @@ def explained(exc: BaseException, place: str) -> BrokerUnavailable:
     """The error for what went wrong with the server at ``place``, a URL without secrets."""
     if isinstance(exc, BrokerUnavailable):
         return exc
+    if isinstance(exc, TimeoutError):
+        return BrokerUnavailable(f"RabbitMQ at {place} does not answer.")
     said = _said(exc)
     cause = exc.__cause__ or exc
     if is_other_arguments(exc):

@@ -164,6 +164,26 @@ class Link:
             wire.connection.closing.add_done_callback(lambda _: self._ended(wire))
             return wire
 
+    def carries(self, channel: AbstractChannel) -> bool:
+        """Whether a channel is open, and of the connection that there is now."""
+        return (
+            not channel.is_closed and self._wire is not None and channel.connection is self._wire.connection
+        )
+
+    async def writable(self) -> None:
+        """Return when the server reads what is published. Raises BrokerUnavailable when the connection ends before."""
+        if self._wire is None:
+            return
+        connection = self._wire.connection
+        ready, ended = asyncio.ensure_future(connection.ready()), connection.closing
+        try:
+            await asyncio.wait([ready, ended], return_when=asyncio.FIRST_COMPLETED)
+            if not ready.done():
+                raise BrokerUnavailable(f"RabbitMQ at {self.place.shown} has closed the connection.")
+        finally:
+            ready.cancel()
+            ended.cancel()
+
     def _ended(self, wire: Wire) -> None:
         if self._wire is wire:
             self._wire = None

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import struct
 import time
 from collections.abc import Mapping
 from dataclasses import replace
@@ -11,6 +12,7 @@ from typing import Any
 from aiormq.abc import DeliveredMessage
 from pamqp import commands as spec
 from pamqp.body import ContentBody
+from pamqp.constants import FRAME_HEADER_SIZE
 from pamqp.frame import marshal
 from pamqp.header import ContentHeader
 
@@ -25,6 +27,7 @@ __all__ = [
     "deliveries_of",
     "due_of",
     "frames",
+    "is_expressible",
     "message_of",
     "properties_of",
 ]
@@ -49,6 +52,9 @@ _ITS_OWN = frozenset(
         "x-last-death-reason",
     }
 )
+
+#: Half a character, a number of more than 64 bits, tables in tables in tables.
+_INEXPRESSIBLE = (ValueError, OverflowError, RecursionError, struct.error)
 
 #: Properties of AMQP besides those that have a place of their own.
 _PASSED = ("correlation_id", "reply_to", "expiration", "user_id", "app_id", "cluster_id")
@@ -89,16 +95,31 @@ def frames(
     Raises TypeError for headers that AMQP cannot express.
     """
     try:
+        header = marshal(ContentHeader(properties=properties, body_size=len(body)), channel)
         parts = [
             marshal(spec.Basic.Publish(exchange=exchange, routing_key=routing_key, mandatory=True), channel),
-            marshal(ContentHeader(properties=properties, body_size=len(body)), channel),
+            header,
         ]
-    except ValueError as exc:  # half a character, or a number of more than 64 bits
+    except _INEXPRESSIBLE as exc:
         raise TypeError(
             f"AMQP cannot express the message's exchange, routing key, headers or properties: {exc}."
         ) from exc
+    if len(header) > largest + FRAME_HEADER_SIZE + 1:
+        # The server would end the connection, and with it what others publish.
+        raise TypeError(
+            f"The message's headers have {len(header)} bytes, and RabbitMQ takes {largest}: put less into them."
+        )
     parts += [marshal(ContentBody(body[at : at + largest]), channel) for at in range(0, len(body), largest)]
     return b"".join(parts)
+
+
+def is_expressible(properties: spec.Basic.Properties) -> bool:
+    """Whether AMQP can carry these properties. What was read need not be: it may be nested too deeply."""
+    try:
+        marshal(ContentHeader(properties=properties), 0)
+    except (TypeError, *_INEXPRESSIBLE):
+        return False
+    return True
 
 
 def message_of(delivered: DeliveredMessage, queue: str) -> Message:

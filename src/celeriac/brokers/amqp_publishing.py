@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import secrets
-from collections.abc import Iterator, Sequence
+from collections.abc import Awaitable, Callable, Iterator, Sequence
 from itertools import count
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -41,6 +41,8 @@ class Outgoing(NamedTuple):
     mandatory: bool = True
     #: Whether it may be lost where its queue is full.
     droppable: bool = False
+    #: Has there be what it is published to.
+    declare: Callable[[], Awaitable[None]] | None = None
 
 
 class Unroutable(Exception):
@@ -65,19 +67,22 @@ class Publishing:
         """A message id that nobody else has: by it the server names what it returns."""
         return f"{self._prefix}-{next(self._numbers)}"
 
-    async def send(self, batch: Sequence[Outgoing]) -> None:
+    async def send(self, batch: Sequence[Outgoing], confirmed: set[str] | None = None) -> None:
         """Publish, and return when the server has confirmed each.
+
+        The ids of those that it has are added to ``confirmed``, also where the others fail.
 
         Raises BrokerUnavailable, :class:`Unroutable`, and TypeError, before anything is sent, for what AMQP cannot
         express.
         """
         returned: list[Outgoing] = []
-        refused = await self._attempt(batch, returned)
+        confirmed = set() if confirmed is None else confirmed
+        refused = await self._attempt(batch, returned, confirmed)
         for pause in _PAUSES:
             if not refused:
                 break
             await self._pause(pause)
-            refused = await self._attempt(refused, returned)
+            refused = await self._attempt(refused, returned, confirmed)
         if refused:
             raise BrokerUnavailable(
                 f"RabbitMQ at {self._link.place.shown} has not taken a message: its queue is full (x-max-length), "
@@ -89,7 +94,9 @@ class Publishing:
     async def _pause(self, seconds: float) -> None:
         await asyncio.sleep(seconds)
 
-    async def _attempt(self, batch: Sequence[Outgoing], returned: list[Outgoing]) -> list[Outgoing]:
+    async def _attempt(
+        self, batch: Sequence[Outgoing], returned: list[Outgoing], confirmed: set[str]
+    ) -> list[Outgoing]:
         """Send once. Returns what the server did not take, and adds to ``returned`` what reached no queue."""
         channel: Channel | None = None
         confirms: list[asyncio.Future[Any]] = []
@@ -97,19 +104,23 @@ class Publishing:
             with self._link.doubting():
                 async with self._lock:
                     channel = await self._open()
+                    # What a server that is short of memory does not read would wait here, without a bound.
+                    await self._link.writable()
                     # All of them before the first is sent.
                     for payload, size in list(self._chunks(channel, batch)):
-                        confirms += await self._write(
-                            channel, payload, batch[len(confirms) : len(confirms) + size]
-                        )
+                        chunk = batch[len(confirms) : len(confirms) + size]
+                        confirms += await self._write(channel, payload, chunk)
                 await asyncio.wait(confirms)
         except DRIVER_ERRORS as exc:
             raise explained(exc, self._link.place.shown) from exc
         finally:
+            for each, confirm in zip(batch, confirms, strict=False):
+                if confirm.done() and not confirm.cancelled() and confirm.exception() is None:
+                    confirmed.add(each.properties.message_id or "")
             if channel is not None:
                 for each in batch:
                     channel.message_id_delivery_tag.pop(each.properties.message_id or "", None)
-        return self._judge(confirms, batch, returned)
+        return self._judge(confirms, batch, returned, confirmed)
 
     def _chunks(self, channel: Channel, batch: Sequence[Outgoing]) -> Iterator[tuple[bytes, int]]:
         number, largest = channel.number, channel.max_content_size
@@ -149,7 +160,11 @@ class Publishing:
         return made
 
     def _judge(
-        self, confirms: Sequence[asyncio.Future[Any]], batch: Sequence[Outgoing], returned: list[Outgoing]
+        self,
+        confirms: Sequence[asyncio.Future[Any]],
+        batch: Sequence[Outgoing],
+        returned: list[Outgoing],
+        confirmed: set[str],
     ) -> list[Outgoing]:
         refused = []
         for each, confirm in zip(batch, confirms, strict=True):
@@ -157,6 +172,8 @@ class Publishing:
             if isinstance(exc, amqp.PublishError):
                 if each.mandatory:
                     returned.append(each)
+                else:
+                    confirmed.add(each.properties.message_id or "")
             elif isinstance(exc, amqp.DeliveryError):
                 if not each.droppable:
                     refused.append(each)
@@ -166,6 +183,6 @@ class Publishing:
 
     async def _open(self) -> Channel:
         channel = self._channel
-        if channel is None or channel.is_closed or not self._link.connected:
+        if channel is None or not self._link.carries(channel):
             channel = self._channel = await self._link.channel(confirms=True)  # type: ignore[assignment]
         return channel  # type: ignore[return-value]

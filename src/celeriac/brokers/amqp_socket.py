@@ -8,8 +8,9 @@ import logging
 import ssl
 from typing import Any
 
-from aiormq.connection import Connection, TCPTransportFactory, TLSTransportFactory
+from aiormq.connection import TCPTransportFactory, TLSTransportFactory
 
+from celeriac.brokers.amqp_connection import TolerantConnection
 from celeriac.brokers.amqp_errors import DRIVER_ERRORS
 
 __all__ = ["Wire", "connect"]
@@ -45,7 +46,7 @@ class _Sockets:
 class Wire:
     """A connection of the driver, and its socket."""
 
-    def __init__(self, connection: Connection, sockets: _Sockets) -> None:
+    def __init__(self, connection: TolerantConnection, sockets: _Sockets) -> None:
         self.connection = connection
         self._sockets = sockets
 
@@ -111,7 +112,8 @@ async def connect(url: str, context: ssl.SSLContext | None, patience: float) -> 
 
 async def _attempt(url: str, context: ssl.SSLContext | None) -> Wire:
     sockets = _Sockets(tls=url.startswith("amqps:"))
-    wire = Wire(Connection(url, context=context, transport_factory=sockets), sockets)  # type: ignore[arg-type]
+    connection = TolerantConnection(url, context=context, transport_factory=sockets)  # type: ignore[arg-type]
+    wire = Wire(connection, sockets)
     try:
         await wire.connection.connect()
     except BaseException:

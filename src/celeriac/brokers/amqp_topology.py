@@ -7,6 +7,7 @@ share them: https://docs.celeryq.dev/en/stable/getting-started/backends-and-brok
 from __future__ import annotations
 
 import asyncio
+import contextlib
 from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING, Any
 
@@ -34,6 +35,9 @@ DEAD = "celeriac.dead"
 
 #: Seconds that kombu's exchanges can delay a message.
 LONGEST_DELAY = 2 ** (MAX_LEVEL + 1) - 1
+
+#: Seconds in which the server declares all that delays messages, the first time.
+_LEVELS_TIMEOUT = 60.0
 
 #: What stands before the name of a queue when a message leaves the last exchange: one word for each level.
 _PREFIX = "*." * (MAX_LEVEL + 1)
@@ -63,6 +67,7 @@ class Topology:
         self._delay_queue_type = delay_queue_type
         self._lock = asyncio.Lock()
         self._channel: AbstractChannel | None = None
+        self._background: set[asyncio.Future[None]] = set()
         self.forget()
 
     def forget(self) -> None:
@@ -71,7 +76,13 @@ class Topology:
         self._exchanges: set[str] = set()
         self._bound: set[Binding] = set()
         self._delayed: set[str] = set()
-        self._levels = False
+        self._levels: asyncio.Future[None] | None = None
+
+    def close(self) -> None:
+        """Declare nothing any more."""
+        for task in (*self._background, *filter(None, [self._levels])):
+            task.cancel()
+        self.forget()
 
     def forget_queue(self, queue: str) -> None:
         """A queue is gone."""
@@ -94,6 +105,18 @@ class Topology:
                 arguments=dict(arguments),
             )
         self._queues.add(name)
+
+    async def consumed(self, name: str) -> None:
+        """Have a queue that is consumed from, which what was delayed before it was deleted and made anew reaches.
+
+        What that needs is declared meanwhile.
+        """
+        await self.queue(name)
+        if name not in self._delayed:
+            task = asyncio.ensure_future(self.delay(name))
+            self._background.add(task)
+            task.add_done_callback(self._background.discard)
+            task.add_done_callback(lambda done: done.cancelled() or done.exception())
 
     def is_quorum(self, name: str) -> bool:
         """Whether RabbitMQ counts the deliveries of this queue's messages."""
@@ -136,9 +159,16 @@ class Topology:
         if queue in self._delayed:
             return
         await self.queue(queue)
+        await self._have_delivery(queue)
         await self._have_levels()
-        await self._ask("queue_bind", queue, CELERY_DELAYED_DELIVERY_EXCHANGE, f"{_PREFIX}{queue}")
         self._delayed.add(queue)
+
+    async def _have_delivery(self, queue: str) -> None:
+        """Have the last exchange of delayed messages, and a queue bound to it."""
+        await self._ask(
+            "exchange_declare", CELERY_DELAYED_DELIVERY_EXCHANGE, exchange_type="topic", durable=True
+        )
+        await self._ask("queue_bind", queue, CELERY_DELAYED_DELIVERY_EXCHANGE, f"{_PREFIX}{queue}")
 
     async def size(self, queue: str) -> int:
         """How many messages are ready in a queue; nothing where there is none."""
@@ -157,16 +187,43 @@ class Topology:
         return int((await self._ask("queue_purge", queue)).message_count or 0)
 
     async def _have_levels(self) -> None:
-        if self._levels:
-            return
-        await self._ask(
-            "exchange_declare", CELERY_DELAYED_DELIVERY_EXCHANGE, exchange_type="topic", durable=True
-        )
-        for level in range(MAX_LEVEL + 1):
-            await self._level(level, level_name(level - 1) if level else CELERY_DELAYED_DELIVERY_EXCHANGE)
-        self._levels = True
+        """Have what delayed messages wait in; declaring it takes a while, and goes on if nobody waits for it."""
+        try:
+            with self._link.doubting():
+                await asyncio.shield(self._begin_levels())
+        except DRIVER_ERRORS as exc:
+            raise explained(exc, self._link.place.shown) from exc
 
-    async def _level(self, level: int, following: str) -> None:
+    def _begin_levels(self) -> asyncio.Future[None]:
+        begun = self._levels
+        if begun is None or (begun.done() and (begun.cancelled() or begun.exception() is not None)):
+            begun = self._levels = asyncio.ensure_future(self._declare_levels())
+            begun.add_done_callback(lambda done: done.cancelled() or done.exception())
+        return begun
+
+    async def _declare_levels(self) -> None:
+        asked = [
+            question
+            for level in range(MAX_LEVEL + 1)
+            for question in self._level(
+                level, level_name(level - 1) if level else CELERY_DELAYED_DELIVERY_EXCHANGE
+            )
+        ]
+        channel = await self._link.channel()
+        try:
+            async with asyncio.timeout(_LEVELS_TIMEOUT):
+                for method, arguments in asked:
+                    await getattr(channel, method)(**arguments, nowait=True)
+                await channel.queue_declare(level_name(0), passive=True)
+        except (TimeoutError, *DRIVER_ERRORS):
+            # The server has closed the channel without a word to us; or it is too slow for all at once.
+            for method, arguments in asked:
+                await self._ask(method, **arguments)
+        finally:
+            with contextlib.suppress(TimeoutError, *DRIVER_ERRORS):
+                await channel.close()
+
+    def _level(self, level: int, following: str) -> list[tuple[str, dict[str, Any]]]:
         """One level, as ``declare_native_delayed_delivery_exchanges_and_queues`` of kombu's makes it.
 
         A message whose bit is set waits there for 2 to the power of ``level`` seconds.
@@ -181,16 +238,18 @@ class Topology:
         if self._delay_queue_type == "quorum":
             arguments["x-dead-letter-strategy"] = "at-least-once"
         before = "*." * (MAX_LEVEL - level)
-        await self._ask("exchange_declare", name, exchange_type="topic", durable=True)
-        await self._ask("queue_declare", name, durable=True, arguments=arguments)
-        await self._ask("queue_bind", name, name, f"{before}1.#")
-        await self._ask("exchange_bind", following, name, routing_key=f"{before}0.#")
+        return [
+            ("exchange_declare", {"exchange": name, "exchange_type": "topic", "durable": True}),
+            ("queue_declare", {"queue": name, "durable": True, "arguments": arguments}),
+            ("queue_bind", {"queue": name, "exchange": name, "routing_key": f"{before}1.#"}),
+            ("exchange_bind", {"destination": following, "source": name, "routing_key": f"{before}0.#"}),
+        ]
 
     async def _ask(self, method: str, *args: Any, **kwargs: Any) -> Any:
         """One question over a channel of its own, which a refusal closes. Raises BrokerUnavailable."""
         async with self._lock:
             channel = self._channel
-            if channel is None or channel.is_closed:
+            if channel is None or not self._link.carries(channel):
                 channel = self._channel = await self._link.channel()
             self._channel = None  # for good, if this is not answered
             try:

@@ -13,6 +13,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass
 
+from celeriac.errors import BrokerUnavailable, CeleriacError
 from celeriac.protocol.exchanges import Binding
 from celeriac.protocol.message import Message
 from celeriac.protocol.settlement import Action
@@ -23,6 +24,7 @@ __all__ = [
     "DeadLetter",
     "Delayed",
     "Delivery",
+    "PartlyPublished",
     "Publication",
     "Received",
     "Settlement",
@@ -146,6 +148,16 @@ class Delayed:
     envelope: bytes | Message
 
 
+class PartlyPublished(BrokerUnavailable):
+    """Some of a batch are the broker's, by their positions in it, and others are not, because of ``error``."""
+
+    def __init__(self, published: Collection[int], error: Exception) -> None:
+        super().__init__(str(error))
+        self.published = frozenset(published)
+        self.error = error
+        self.permanent = not isinstance(error, CeleriacError) or getattr(error, "permanent", False)
+
+
 class Broker(ABC):
     """Moves messages between processes.
 
@@ -170,7 +182,8 @@ class Broker(ABC):
     async def publish(self, publications: Sequence[Publication]) -> None:
         """Store the messages durably, all or none. When it returns, they are the broker's.
 
-        Raises ``celery.exceptions.QueueNotFound`` for a message to an exchange that would reach no queue.
+        Raises ``celery.exceptions.QueueNotFound`` for a message to an exchange that would reach no queue, and, where
+        ``capabilities.atomic`` is not true, :class:`PartlyPublished`.
         """
 
     async def reply(self, answers: Sequence[Publication]) -> None:

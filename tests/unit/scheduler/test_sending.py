@@ -173,6 +173,10 @@ def test_it_is_the_default_where_the_broker_is_a_file() -> None:
     assert Celery("a", set_as_current=False).conf.beat_scheduler == name
     assert Celery("b", broker="redis://", set_as_current=False).conf.beat_scheduler != name
     assert Celery("c", broker="memory://", set_as_current=False).conf.beat_scheduler != name
+    rabbitmq = {"broker": "amqp://", "set_as_current": False}
+    assert Celery("e", **rabbitmq).conf.beat_scheduler == name
+    assert Celery("f", backend="sqlite:///records.db", **rabbitmq).conf.beat_scheduler == name
+    assert Celery("g", backend="redis://", **rabbitmq).conf.beat_scheduler != name
     chosen = Celery("d", set_as_current=False)
     chosen.conf.beat_scheduler = "mine:Scheduler"
     assert chosen.conf.beat_scheduler == "mine:Scheduler"

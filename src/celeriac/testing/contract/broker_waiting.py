@@ -138,7 +138,7 @@ class WaitingCases(BrokerCases):
     ) -> None:
         need(broker, "delay")
         now = time.time()
-        due = {"late": now + 0.9, "early": now + 0.3, "past": now - 10}
+        due = {"late": now + 0.95, "early": now + 0.6, "past": now - 10}
         await broker.publish([publication(name, due=at) for name, at in due.items()])
 
         arrived = {}

@@ -1,0 +1,62 @@
+"""Connections to RabbitMQ that have fallen silent are noticed, and those that end leave nothing behind."""
+
+from __future__ import annotations
+
+import asyncio
+import gc
+import time
+
+from aiormq.base import Base
+from tests.services import Proxy, RabbitMQServer
+
+from celeriac.brokers.amqp import AMQPBroker
+from celeriac.errors import BrokerUnavailable
+from celeriac.testing.contract.messages import acknowledged, collect, publication
+
+
+def through(proxy: Proxy, url: str, heartbeat: int) -> str:
+    vhost = url.rpartition("/")[2]
+    return f"amqp://guest:guest@{proxy.host}:{proxy.port}/{vhost}?heartbeat={heartbeat}"
+
+
+async def test_deliveries_are_given_up_when_the_server_gives_them_up(
+    rabbitmq: RabbitMQServer, rabbitmq_url: str
+) -> None:
+    async with Proxy(rabbitmq.host, rabbitmq.port) as proxy:
+        broker = AMQPBroker(through(proxy, rabbitmq_url, 2))
+        await broker.open()
+        lost: asyncio.Future[list[str]] = asyncio.get_running_loop().create_future()
+        broker.on_lost(lambda tags: lost.done() or lost.set_result(list(tags)))
+        await broker.publish([publication("1")])
+        [held] = await collect(broker, 1)
+        proxy.blackhole()
+        asking = [
+            asyncio.ensure_future(broker.receive(["contract"], 1)),
+            asyncio.ensure_future(broker.size("x")),
+        ]
+        before = time.monotonic()
+        async with asyncio.timeout(20):
+            assert await lost == [held.tag]
+            for error in await asyncio.gather(*asking, return_exceptions=True):
+                assert isinstance(error, BrokerUnavailable)
+        assert time.monotonic() - before < 6  # 10 by the driver's own patience
+        await broker.close()
+
+
+async def test_connections_that_end_leave_nothing_behind(rabbitmq_url: str) -> None:
+    broker = AMQPBroker(rabbitmq_url)
+    await broker.open()
+
+    async def reconnect() -> int:
+        """Lose both connections, and count what there is of the driver's."""
+        await broker.publish([publication("1")])
+        await broker._in.drop()
+        assert not await broker.settle(acknowledged(await collect(broker, 1)))
+        await broker._out.drop()
+        gc.collect()
+        return sum(isinstance(each, Base) for each in gc.get_objects())
+
+    first = max([await reconnect() for _ in range(3)])
+    last = min([await reconnect() for _ in range(6)])
+    assert last <= first
+    await broker.close()
