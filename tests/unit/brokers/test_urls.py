@@ -129,7 +129,9 @@ def test_kombus_transports_have_a_keeper(tmp_path: Path) -> None:
         ("librabbitmq://host", "write amqp:// for the same server"),
     ],
 )
-def test_what_a_transport_needs_is_named(url: str, sentence: str) -> None:
+def test_what_a_transport_needs_is_named(url: str, sentence: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in ("MySQLdb", "psycopg"):
+        monkeypatch.setitem(sys.modules, name, None)
     with pytest.raises(ConfigurationError, match=sentence):
         load_driver(url)
 
