@@ -6,6 +6,7 @@ keeper does: longer delays, dead letters, bindings.
 
 from __future__ import annotations
 
+import asyncio
 import logging
 import math
 import secrets
@@ -20,7 +21,7 @@ from celeriac.brokers.kombu_kept import Keeping, Kept
 from celeriac.brokers.kombu_leases import Leases
 from celeriac.brokers.kombu_outbox import Outbox
 from celeriac.brokers.kombu_polls import Arrival, Polls, arrivals
-from celeriac.brokers.kombu_sources.base import Outgoing, Taken
+from celeriac.brokers.kombu_sources.base import Outgoing
 from celeriac.brokers.kombu_sources.held import HeldSource, Sealed, eta_in, properties_in, sealed
 from celeriac.brokers.kombu_thread import SourceThread
 from celeriac.errors import BrokerUnavailable, MalformedMessage
@@ -239,7 +240,13 @@ class HeldBroker(Broker):
         held = await self._leases.ours(self._in, [each.tag for each in settlements])
         ours = [(each, held[each.tag]) for each in settlements if each.tag in held]
         await self._succeed(ours)
-        await self._end([await self._ending(each, arrival) for each, arrival in ours])
+        endings = await asyncio.gather(
+            *(self._ending(each, arrival) for each, arrival in ours), return_exceptions=True
+        )
+        for ending in endings:
+            if isinstance(ending, BaseException):
+                raise ending
+        await self._end([each for each in endings if isinstance(each, _Ending)])
         for each, _ in ours:
             self._leases.release(each.tag)
         return [each.tag for each in settlements if each.tag not in held]
@@ -286,22 +293,33 @@ class HeldBroker(Broker):
     async def _end(self, endings: Sequence[_Ending]) -> None:
         there = [each for each in endings if not each.arrival.gone]
         finished = [each.arrival.taken for each in there if each.delay is None]
-        returned = [each.arrival.taken for each in there if each.delay == 0]
-        later: dict[int, list[Taken]] = {}
+        put_off: dict[int, list[_Ending]] = {}
         for each in there:
-            if each.delay:
-                later.setdefault(math.ceil(each.delay), []).append(each.arrival.taken)
+            if each.delay is not None:
+                put_off.setdefault(math.ceil(each.delay), []).append(each)
 
-        def end(source: HeldSource) -> None:
+        def end(source: HeldSource) -> list[_Ending]:
             if finished:
                 source.finish(finished)
-            if returned:
-                source.give_back(returned)
-            for seconds, taken in later.items():
-                source.renew(taken, seconds)
+            unknown: list[_Ending] = []
+            for seconds, group in put_off.items():
+                lost = source.renew([each.arrival.taken for each in group], seconds)
+                handles = {each.handle for each in lost}
+                unknown += [each for each in group if each.arrival.taken.handle in handles]
+            return unknown
 
         if there:
-            await self._in.run(end, deadline=_PATIENCE, again=True)
+            start = time.monotonic()
+            unknown = await self._in.run(end, deadline=_PATIENCE, again=True)
+            await self._restore([each for each in unknown if each.arrival.until > start])
+
+    async def _restore(self, lost: Sequence[_Ending]) -> None:
+        """Send again what the transport had lost under its lease, and what was to come again."""
+        for each in lost:
+            each.arrival.gone = True
+        await asyncio.gather(
+            *(self._copy(each.arrival, each.delay or 0.0, each.arrival.taken.deliveries) for each in lost)
+        )
 
     async def renew(self, tags: Sequence[str]) -> Collection[str]:
         """Start the leases of these deliveries anew. Returns the void tags."""

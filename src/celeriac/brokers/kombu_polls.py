@@ -17,7 +17,6 @@ from dataclasses import dataclass, field
 from celeriac.brokers.kombu_sources.base import Taken
 from celeriac.brokers.kombu_sources.held import HeldSource
 from celeriac.brokers.kombu_thread import SourceThread
-from celeriac.errors import BrokerUnavailable
 
 __all__ = ["Arrival", "Polls", "arrivals"]
 
@@ -129,7 +128,7 @@ class Polls:
             poll.ready += found
             if not found and (left := min(self._pause, start + self._pause - time.monotonic())) > 0:
                 await asyncio.sleep(left)  # the server does not wait
-        except BrokerUnavailable as exc:
+        except Exception as exc:  # noqa: BLE001 - it belongs to who waits
             self._error = exc
         finally:
             poll.asked = 0

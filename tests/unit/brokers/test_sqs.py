@@ -161,6 +161,23 @@ async def test_a_message_that_sqs_has_lost_under_its_lease_stays_its_workers(
     assert [letter.task_id for letter in await broker.dead_letters()] == ["2"]
 
 
+async def test_what_sqs_has_lost_is_requeued_although_nobody_had_noticed(
+    connect: Connect, client: Any, sqs_options: dict[str, Any]
+) -> None:
+    broker = await connect()
+    await broker.publish([publication("1"), publication("2")])
+    counted, uncounted = await receive(broker)
+    await asyncio.to_thread(client.delete_queue, QueueUrl=url_of(client, sqs_options))
+
+    void = await broker.settle(
+        [Settlement(counted.tag, Action.REQUEUE), Settlement(uncounted.tag, Action.REQUEUE, counted=False)]
+    )
+
+    assert not void
+    found = {name_of(each): each.deliveries for each in await collect(broker, 2)}
+    assert found == {"1": 2, "2": 1}
+
+
 async def test_a_renewer_of_its_own_thread_knows_what_is_held(connect: Connect) -> None:
     broker = await connect(lease=2.0)
     other = await connect()
