@@ -13,29 +13,20 @@ import logging
 import math
 import time
 from collections.abc import Callable, Collection, Mapping, Sequence
-from dataclasses import replace
-from functools import partial
-from typing import TYPE_CHECKING, Any, NamedTuple
-from uuid import uuid4
+from typing import Any, NamedTuple
 
-from aiormq import exceptions as amqp
-from celery.exceptions import QueueNotFound
-
-from celeriac.brokers.amqp_consuming import Arrival, Consuming, acknowledged, discarded, requeued
+from celeriac.brokers.amqp_consuming import Consuming
 from celeriac.brokers.amqp_dead import DeadLetters
+from celeriac.brokers.amqp_deliveries import Arrival, acknowledged, requeued
 from celeriac.brokers.amqp_link import ANSWER_TIMEOUT, Link, places_of
 from celeriac.brokers.amqp_messages import (
-    DELIVERIES,
-    DUE,
-    burial,
     deliveries_of,
     due_of,
-    is_expressible,
     message_of,
-    properties_of,
 )
-from celeriac.brokers.amqp_publishing import Outgoing, Publishing, Unroutable
-from celeriac.brokers.amqp_topology import DEAD, Topology, delayed_place
+from celeriac.brokers.amqp_publishing import Outgoing, Publishing
+from celeriac.brokers.amqp_sending import Sender, unconfirmed
+from celeriac.brokers.amqp_topology import Topology
 from celeriac.brokers.base import (
     Broker,
     Capabilities,
@@ -47,12 +38,7 @@ from celeriac.brokers.base import (
     Settlement,
 )
 from celeriac.errors import BrokerUnavailable
-from celeriac.protocol.exchanges import Binding, QueueFlags, matching
-from celeriac.protocol.message import Message
-from celeriac.protocol.settlement import Action
-
-if TYPE_CHECKING:
-    from pamqp.base import Frame
+from celeriac.protocol.exchanges import Binding, QueueFlags
 
 __all__ = ["AMQPBroker"]
 
@@ -72,9 +58,6 @@ _LAST_WORDS = 2.0
 
 #: Seconds for putting copies in the places of messages, before those are worked on as they are.
 _MOVE_TIMEOUT = 5.0
-
-#: Headers that are kept of a dead letter whose headers AMQP cannot express.
-_TOLD = frozenset({"id", "task", "lang"})
 
 
 class _Move(NamedTuple):
@@ -128,6 +111,7 @@ class AMQPBroker(Broker):
         flags_of = queue_flags or (lambda _: QueueFlags())
         self._topology = Topology(self._out, arguments_of, flags_of, delay_queue_type)
         self._publishing = Publishing(self._out)
+        self._sender = Sender(self._topology, self._publishing)
         patience = max(lease, ANSWER_TIMEOUT)
         self._consuming = Consuming(self._in, self._topology.consumed, self._topology.forget_queue, patience)
         self._letters = DeadLetters(self._out, self._topology, self._publishing)
@@ -182,106 +166,18 @@ class AMQPBroker(Broker):
             for routed in (True, False):
                 positions = [at for at, each in enumerate(publications) if routed is not bool(each.queue)]
                 for at in positions:
-                    sent[at] = await self._outgoing(publications[at])
-                await self._publish([outgoing for at in positions for outgoing in sent[at]], confirmed)
+                    sent[at] = await self._sender.outgoing(publications[at])
+                await self._sender.publish([outgoing for at in positions for outgoing in sent[at]], confirmed)
         except Exception as exc:
-            done = [at for at, batch in sent.items() if not _unconfirmed(batch, confirmed)]
+            done = [at for at, batch in sent.items() if not unconfirmed(batch, confirmed)]
             if done:
                 raise PartlyPublished(done, exc) from exc
             raise
 
-    async def _outgoing(self, publication: Publication) -> list[Outgoing]:
-        if publication.queue:
-            return [await self._to_queue(publication)]
-        return await self._routed(publication)
-
-    async def _publish(self, batch: Sequence[Outgoing], confirmed: set[str] | None = None) -> None:
-        """Publish; what was declared before and is gone is declared anew. The ids of what is done are added."""
-        if not batch:
-            return
-        confirmed = set() if confirmed is None else confirmed
-        try:
-            await self._publishing.send(batch, confirmed)
-        except Unroutable as exc:
-            await self._again(exc.outgoing, confirmed)
-        except BrokerUnavailable as exc:
-            if not isinstance(exc.__cause__, amqp.ChannelNotFoundEntity):
-                raise
-            # An exchange was deleted, which has cost all of the batch its channel.
-            await self._again(_unconfirmed(batch, confirmed), confirmed)
-
-    async def _again(self, lost: Sequence[Outgoing], confirmed: set[str]) -> None:
-        """Publish what reached no queue once more, after declaring anew what may have been deleted."""
-        self._topology.forget()
-        for each in lost:
-            if each.declare is not None:
-                await each.declare()
-        try:
-            await self._publishing.send(lost, confirmed)
-        except Unroutable as exc:
-            first = exc.outgoing[0]
-            if first.exchange:
-                raise QueueNotFound(
-                    f"No queue is bound to the exchange {first.exchange!r} for the routing key {first.routing_key!r}: "
-                    "name it in task_queues, or start a worker that consumes from it."
-                ) from None
-            raise BrokerUnavailable(
-                f"RabbitMQ returned a message to {first.routing_key!r}: the queue was deleted, or is not declared here."
-            ) from None
-
-    async def _to_queue(self, publication: Publication, extra: Mapping[str, Any] | None = None) -> Outgoing:
-        queue, due = publication.queue, publication.due
-        exchange, key, message = "", queue, publication.message
-        headers = dict(extra or {})
-        declare = partial(self._topology.queue, queue)
-        if due is not None and (left := due - time.time()) > 0:
-            headers[DUE] = math.ceil(due * 1e6)
-            if (seconds := math.floor(left)) >= 1:
-                declare = partial(self._topology.delay, queue)
-                exchange, key = delayed_place(seconds, queue)
-                # Its time to live counts for where it waits, too, and its end there would be the end of the delay.
-                message = replace(message, properties={**message.properties, "expiration": None})
-        await declare()
-        properties = properties_of(message, publication.priority, self._publishing.new_id(), headers)
-        return Outgoing(exchange, key, properties, message.body, declare=declare)
-
-    async def _routed(self, publication: Publication) -> list[Outgoing]:
-        """A publication to an exchange; one that is delayed to the queues that its publisher knows of.
-
-        Where it knows none, the exchange finds them now, and who receives it first has it wait.
-        """
-        key, headers = publication.routing_key, {}
-        if publication.due is not None and publication.due > time.time():
-            headers[DUE] = math.ceil(publication.due * 1e6)
-            queues = matching(publication.bindings, key, publication.message.headers)
-            if queues:
-                return [await self._to_queue(replace(publication, queue=queue)) for queue in queues]
-        declare = partial(self._declare, publication)
-        await declare()
-        properties = properties_of(
-            publication.message, publication.priority, self._publishing.new_id(), headers
-        )
-        mandatory = publication.exchange_type != "fanout"
-        return [
-            Outgoing(
-                publication.exchange, key, properties, publication.message.body, mandatory, declare=declare
-            )
-        ]
-
-    async def _declare(self, publication: Publication) -> None:
-        for bound in publication.bindings:
-            await self._topology.bind(bound)
-        await self._topology.exchange(publication.exchange, publication.exchange_type)
-
     async def reply(self, answers: Sequence[Publication]) -> None:
         """Publish to queues that their readers have declared, and that may be gone with them."""
         self._check()
-        await self._publish([self._answer(each) for each in answers])
-
-    def _answer(self, answer: Publication) -> Outgoing:
-        message = answer.message
-        properties = properties_of(message, answer.priority, self._publishing.new_id())
-        return Outgoing("", answer.queue, properties, message.body, mandatory=False, droppable=True)
+        await self._sender.publish([self._sender.answer(each) for each in answers])
 
     async def bind(self, bindings: Sequence[Binding]) -> None:
         """Declare exchanges, queues and bindings."""
@@ -336,7 +232,7 @@ class AMQPBroker(Broker):
         """
         try:
             async with asyncio.timeout(_MOVE_TIMEOUT):
-                await self._publish([await self._copy(*each) for each in moves])
+                await self._sender.publish([await self._sender.copy(*each) for each in moves])
         except (BrokerUnavailable, TimeoutError, TypeError) as exc:
             logger.warning("%d messages were not put off or counted: %s", len(moves), exc or "no answer")
         else:
@@ -353,12 +249,6 @@ class AMQPBroker(Broker):
             if due is None
         ]
 
-    async def _copy(self, arrival: Arrival, deliveries: int, due: float | None) -> Outgoing:
-        """A copy of a message for the end of its queue, that was delivered so often."""
-        message = message_of(arrival.delivered, arrival.queue)
-        publication = Publication(message, arrival.queue, priority=message.properties["priority"], due=due)
-        return await self._to_queue(publication, {DELIVERIES: deliveries} if deliveries else None)
-
     async def rest(self) -> None:
         """Have nothing pushed any more, and give back what was pushed and not taken."""
         await self._hand_back(await self._consuming.leave())
@@ -368,9 +258,9 @@ class AMQPBroker(Broker):
         frame = acknowledged
         try:
             async with asyncio.timeout(ANSWER_TIMEOUT):
-                await self._publish(
+                await self._sender.publish(
                     [
-                        await self._copy(
+                        await self._sender.copy(
                             each, deliveries_of(each.delivered) - 1, due_of(each.delivered) or None
                         )
                         for each in arrivals
@@ -414,55 +304,15 @@ class AMQPBroker(Broker):
             for each, arrival in ending:
                 # Where it failed before, what is confirmed must not be published a second time.
                 if arrival.left is None or arrival.left[0] is not each:
-                    arrival.left = each, *await self._left_by(each, arrival)
-            await self._publish([new for _, arrival in ending for new in arrival.left[1]], confirmed)  # type: ignore[index]
+                    arrival.left = each, *await self._sender.left_by(each, arrival)
+            await self._sender.publish([new for _, arrival in ending for new in arrival.left[1]], confirmed)  # type: ignore[index]
         finally:
             for _, arrival in ending:
                 if arrival.left is not None:
                     each, left, frame = arrival.left
-                    arrival.left = each, _unconfirmed(left, confirmed), frame
+                    arrival.left = each, unconfirmed(left, confirmed), frame
         await self._consuming.end([(each.tag, arrival.left[2]) for each, arrival in ending])  # type: ignore[index]
         return [each.tag for each, arrival in held if arrival is None]
-
-    async def _left_by(self, settlement: Settlement, arrival: Arrival) -> tuple[list[Outgoing], Frame]:
-        """What is published before a delivery ends, and the frame that ends it."""
-        left = [new for each in settlement.publications for new in await self._outgoing(each)]
-        frame = acknowledged(arrival.number)
-        if settlement.action is Action.DEAD_LETTER:
-            left.append(await self._buried(arrival, settlement.reason))
-        elif settlement.action is Action.DISCARD:
-            frame = discarded(arrival.number)
-        elif settlement.action is Action.REQUEUE:
-            copied = settlement.due is not None or not settlement.counted or not self._counts(arrival)
-            done = deliveries_of(arrival.delivered) - (0 if settlement.counted else 1)
-            copy = await self._copy(arrival, done, settlement.due) if copied else None
-            if copy is not None and is_expressible(copy.properties):
-                left.append(copy)
-            else:
-                frame = requeued(arrival.number)
-        return left, frame
-
-    def _counts(self, arrival: Arrival) -> bool:
-        return self._topology.is_quorum(arrival.queue)
-
-    async def _buried(self, arrival: Arrival, reason: str) -> Outgoing:
-        message = message_of(arrival.delivered, arrival.queue)
-        task_id = message.headers.get("id")
-        publication = Publication(message, arrival.queue, task_id=task_id if isinstance(task_id, str) else "")
-        await self._topology.queue(DEAD)
-        headers = burial(publication, reason, deliveries_of(arrival.delivered), uuid4().hex)
-        kept = Message(
-            message.headers,
-            {**message.properties, "expiration": None},
-            message.body,
-            message.content_type,
-            message.content_encoding,
-        )
-        properties = properties_of(kept, message.properties["priority"], self._publishing.new_id(), headers)
-        if not is_expressible(properties):
-            kept = replace(kept, headers={name: each for name, each in kept.headers.items() if name in _TOLD})
-            properties = properties_of(kept, 0, self._publishing.new_id(), headers)
-        return Outgoing("", DEAD, properties, message.body, declare=partial(self._topology.queue, DEAD))
 
     async def renew(self, tags: Sequence[str]) -> Collection[str]:
         """Say which tags are void; there is nothing to renew."""
@@ -490,12 +340,8 @@ class AMQPBroker(Broker):
         self._check()
         return await self._letters.replay(
             ids,
-            lambda letter: self._to_queue(
+            lambda letter: self._sender.to_queue(
                 Publication(letter.envelope, letter.queue, priority=letter.envelope.properties["priority"])  # type: ignore[union-attr,arg-type]
             ),
-            self._publish,
+            self._sender.publish,
         )
-
-
-def _unconfirmed(batch: Sequence[Outgoing], confirmed: Collection[str]) -> list[Outgoing]:
-    return [each for each in batch if each.properties.message_id not in confirmed]

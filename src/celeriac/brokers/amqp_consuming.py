@@ -6,31 +6,25 @@ import asyncio
 import contextlib
 import heapq
 import logging
-import math
 import time
-from collections import deque
-from collections.abc import AsyncIterator, Awaitable, Callable, Collection, Mapping, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Collection, Sequence
 from functools import partial
 from itertools import count
 from typing import TYPE_CHECKING
 
 from aiormq import exceptions as amqp
 from aiormq.abc import ChannelFrame, DeliveredMessage
-from pamqp import commands as spec
 
+from celeriac.brokers.amqp_deliveries import Arrival, Consumer, Share, merged, requeued
 from celeriac.brokers.amqp_errors import DRIVER_ERRORS, explained
 from celeriac.brokers.amqp_link import Link
 from celeriac.brokers.amqp_messages import due_of
 from celeriac.errors import BrokerUnavailable
 
 if TYPE_CHECKING:
-    from aiormq.abc import AbstractChannel
     from pamqp.base import Frame
 
-    from celeriac.brokers.amqp_publishing import Outgoing
-    from celeriac.brokers.base import Settlement
-
-__all__ = ["Arrival", "Consuming"]
+__all__ = ["Consuming"]
 
 logger = logging.getLogger("celeriac.brokers.amqp")
 
@@ -39,60 +33,6 @@ _AT_ONCE = 256
 
 #: What AMQP can express as a prefetch.
 _MOST = 65_535
-
-
-class Arrival:
-    """A message that the server has handed over: ``tag`` is ours, ``number`` the server's on its channel."""
-
-    __slots__ = ("consumer", "delivered", "left", "number", "share", "tag", "taken")
-
-    def __init__(self, tag: str, consumer: _Consumer, share: _Share, delivered: DeliveredMessage) -> None:
-        self.tag, self.consumer, self.share, self.delivered = tag, consumer, share, delivered
-        self.number = delivered.delivery_tag or 0
-        self.taken = False
-        #: Its settlement, what that has yet to publish, and the frame that ends it.
-        self.left: tuple[Settlement, list[Outgoing], Frame] | None = None
-
-    @property
-    def queue(self) -> str:
-        return self.consumer.queue
-
-
-class _Share:
-    """One of the server's consumers for a queue: it pushes up to ``prefetch`` messages that nobody has settled."""
-
-    __slots__ = ("held", "prefetch")
-
-    def __init__(self, prefetch: int) -> None:
-        self.prefetch = prefetch
-        self.held = 0
-
-
-class _Consumer:
-    """One queue's channel and buffer.
-
-    A prefetch cannot be changed while its consumer lives, so more is asked for by one consumer more: what is held
-    keeps counting, and the server never pushes more than was asked for.
-    """
-
-    def __init__(self, queue: str, channel: AbstractChannel) -> None:
-        self.queue = queue
-        self.channel = channel
-        self.shares: dict[str, _Share] = {}
-        self.ready: deque[Arrival] = deque()
-        self.unsettled: set[int] = set()  # the server's numbers of what it has pushed
-        self.started = 0  # of those that were taken, how many are not settled
-        self.most = 0  # that were ever wanted at once
-
-    @property
-    def prefetch(self) -> int:
-        """How many messages the server may have pushed."""
-        return sum(share.prefetch for share in self.shares.values())
-
-    @property
-    def room(self) -> int:
-        """How many messages can be taken, now or once the server has pushed them."""
-        return len(self.ready) + sum(share.prefetch - share.held for share in self.shares.values())
 
 
 class Consuming:
@@ -114,7 +54,7 @@ class Consuming:
         self._forget = forget
         self._patience = patience
         self._arrivals = count()
-        self._consumers: dict[str, _Consumer] = {}
+        self._consumers: dict[str, Consumer] = {}
         self._held: dict[str, Arrival] = {}
         self._dropped: list[Arrival] = []
         self._waiting: list[tuple[float, int, Arrival]] = []
@@ -229,17 +169,17 @@ class Consuming:
                 await self._ask_for_less(consumer)
         return made
 
-    async def _open(self, queue: str) -> _Consumer:
+    async def _open(self, queue: str) -> Consumer:
         await self._declare(queue)
         channel = await self._link.channel()
-        consumer = self._consumers[queue] = _Consumer(queue, channel)
+        consumer = self._consumers[queue] = Consumer(queue, channel)
         channel.closing.add_done_callback(partial(self._channel_ended, consumer))
         channel.on_consumer_cancel_callbacks.add(partial(self._cancelled, consumer))
         return consumer
 
-    async def _ask_for(self, consumer: _Consumer, number: int) -> None:
+    async def _ask_for(self, consumer: Consumer, number: int) -> None:
         channel, name = consumer.channel, f"celeriac-{next(self._arrivals)}"
-        share = consumer.shares[name] = _Share(min(number, _MOST))
+        share = consumer.shares[name] = Share(min(number, _MOST))
         arrived = partial(self._arrived, consumer, share)
         try:
             async with self._answering():
@@ -251,7 +191,7 @@ class Consuming:
                 self._forget(consumer.queue)
             raise
 
-    async def _ask_for_less(self, consumer: _Consumer) -> None:
+    async def _ask_for_less(self, consumer: Consumer) -> None:
         """Give up one share, after many messages had come before their time and others were asked for meanwhile."""
         spare = consumer.prefetch - consumer.most
         for name, share in list(consumer.shares.items()):
@@ -259,7 +199,7 @@ class Consuming:
                 await self._withdraw(consumer, name)
                 return
 
-    async def _withdraw(self, consumer: _Consumer, name: str) -> None:
+    async def _withdraw(self, consumer: Consumer, name: str) -> None:
         async with self._answering():
             if not consumer.channel.is_closed:
                 await consumer.channel.basic_cancel(name)
@@ -293,7 +233,7 @@ class Consuming:
                     whole = False
         return whole
 
-    async def _arrived(self, consumer: _Consumer, share: _Share, delivered: DeliveredMessage) -> None:
+    async def _arrived(self, consumer: Consumer, share: Share, delivered: DeliveredMessage) -> None:
         tag = f"{next(self._arrivals)}"
         arrival = self._held[tag] = Arrival(tag, consumer, share, delivered)
         share.held += 1
@@ -305,7 +245,7 @@ class Consuming:
             consumer.ready.append(arrival)
         self.changed.set()
 
-    def _cancelled(self, consumer: _Consumer, _frame: object) -> None:
+    def _cancelled(self, consumer: Consumer, _frame: object) -> None:
         """The server has ended a consumer: its queue was deleted, or its leader is gone."""
         if self._consumers.get(consumer.queue) is not consumer:
             return
@@ -322,7 +262,7 @@ class Consuming:
         dropped, self._dropped = self._dropped, []
         await self.end([(arrival.tag, requeued(arrival.number)) for arrival in dropped])
 
-    def _channel_ended(self, consumer: _Consumer, future: asyncio.Future[object]) -> None:
+    def _channel_ended(self, consumer: Consumer, future: asyncio.Future[object]) -> None:
         if self._consumers.get(consumer.queue) is consumer:
             del self._consumers[consumer.queue]
         if not future.cancelled() and (exc := future.exception()) is not None and "timeout" in str(exc):
@@ -346,7 +286,7 @@ class Consuming:
 
     async def end(self, endings: Sequence[tuple[str, Frame]]) -> None:
         """Tell the server what becomes of these, by frames for their channels. Raises BrokerUnavailable."""
-        writes: dict[_Consumer, dict[int, Frame]] = {}
+        writes: dict[Consumer, dict[int, Frame]] = {}
         for tag, frame in endings:
             arrival = self._held.pop(tag, None)
             if arrival is None:
@@ -357,7 +297,7 @@ class Consuming:
         try:
             for consumer, ended in writes.items():
                 consumer.unsettled.difference_update(ended)
-                channel, frames = consumer.channel, _merged(ended, consumer.unsettled)
+                channel, frames = consumer.channel, merged(ended, consumer.unsettled)
                 for start in range(0, len(frames), _AT_ONCE):
                     if channel.is_closed:
                         break
@@ -377,30 +317,3 @@ class Consuming:
         self.changed.set()
         if lost and self.listener is not None:
             self.listener(lost)
-
-
-def _merged(ended: Mapping[int, Frame], unsettled: Collection[int]) -> list[Frame]:
-    """The frames that end messages of one channel.
-
-    Those before all others are acknowledged by one: a quorum queue writes each frame into its log.
-    """
-    others = [number for number, frame in ended.items() if not isinstance(frame, spec.Basic.Ack)]
-    until = min(min(unsettled, default=math.inf), min(others, default=math.inf))
-    first = [number for number in ended if number < until]
-    frames = [frame for number, frame in ended.items() if number >= until]
-    return [spec.Basic.Ack(delivery_tag=max(first), multiple=True), *frames] if first else frames
-
-
-def acknowledged(number: int) -> Frame:
-    """The frame that ends a message."""
-    return spec.Basic.Ack(delivery_tag=number)
-
-
-def requeued(number: int) -> Frame:
-    """The frame that puts a message back where it was."""
-    return spec.Basic.Nack(delivery_tag=number, requeue=True)
-
-
-def discarded(number: int) -> Frame:
-    """The frame that gives a message up: to the queue's own dead-letter exchange, if it has one."""
-    return spec.Basic.Reject(delivery_tag=number, requeue=False)
