@@ -1,0 +1,120 @@
+"""The topics of a Kafka cluster: made when they are missing, measured, and emptied."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from concurrent.futures import Future
+from typing import Any, TypeVar
+
+from confluent_kafka import (
+    ConsumerGroupTopicPartitions,
+    KafkaError,
+    KafkaException,
+    TopicCollection,
+    TopicPartition,
+)
+from confluent_kafka.admin import AdminClient, NewTopic, OffsetSpec  # type: ignore[attr-defined]
+
+from celeriac.brokers.kombu_sources.kafka_errors import error_of
+from celeriac.brokers.kombu_sources.kafka_settings import KafkaSettings, group_of
+
+__all__ = ["Topics"]
+
+T = TypeVar("T")
+
+
+class Topics:
+    """The topics, seen by a client that is connected."""
+
+    def __init__(self, admin: AdminClient, settings: KafkaSettings) -> None:
+        self._admin = admin
+        self._settings = settings
+        self._known: set[str] = set()
+
+    def ensure(self, topics: Iterable[str]) -> None:
+        """Make those that are not there."""
+        missing = set(topics) - self._known
+        if missing:
+            self._known |= self._admin.list_topics(timeout=self._settings.patience).topics.keys()
+            missing -= self._known
+        if missing:
+            self._create(missing)
+            self._known |= missing
+
+    def forget(self, topic: str) -> None:
+        """It has been deleted, perhaps."""
+        self._known.discard(topic)
+
+    def waiting(self, topic: str) -> int:
+        """How many messages nobody has committed."""
+        return sum(end - start for start, end in self._ranges(topic).values())
+
+    def purge(self, topic: str) -> int:
+        """Delete them. Returns how many they were."""
+        ranges = self._ranges(topic)
+        ends = [TopicPartition(topic, number, end) for number, (_, end) in ranges.items()]
+        if ends:
+            _results(self._admin.delete_records(ends, request_timeout=self._settings.patience))
+        return sum(end - start for start, end in ranges.values())
+
+    def starts(self, partitions: Iterable[tuple[str, int]]) -> dict[tuple[str, int], int]:
+        """The offsets of the first messages that are there."""
+        wanted = [TopicPartition(topic, number) for topic, number in partitions]
+        found = self._offsets(wanted, OffsetSpec.earliest())
+        return {(each.topic, each.partition): offset for each, offset in found.items()}
+
+    def _ranges(self, topic: str) -> dict[int, tuple[int, int]]:
+        """For each partition the offset of the first message that nobody has committed, and of the next to come."""
+        try:
+            (description,) = _results(
+                self._admin.describe_topics(TopicCollection([topic]), request_timeout=self._settings.patience)
+            ).values()
+        except KafkaException as exc:
+            if (error := error_of(exc)) is not None and error.code() == KafkaError.UNKNOWN_TOPIC_OR_PART:
+                return {}
+            raise
+        partitions = [TopicPartition(topic, each.id) for each in description.partitions]
+        starts = self._offsets(partitions, OffsetSpec.earliest())
+        ends = self._offsets(partitions, OffsetSpec.latest())
+        committed = self._committed(topic, partitions)
+        return {
+            each.partition: (max(starts[each], committed.get(each.partition, 0)), ends[each])
+            for each in partitions
+        }
+
+    def _offsets(self, partitions: list[TopicPartition], which: OffsetSpec) -> dict[TopicPartition, int]:
+        futures = self._admin.list_offsets(
+            dict.fromkeys(partitions, which), request_timeout=self._settings.patience
+        )
+        return {each: result.offset for each, result in _results(futures).items()}
+
+    def _committed(self, topic: str, partitions: list[TopicPartition]) -> dict[int, int]:
+        asked = ConsumerGroupTopicPartitions(group_of(topic), partitions)
+        futures = self._admin.list_consumer_group_offsets([asked], request_timeout=self._settings.patience)
+        (found,) = _results(futures).values()
+        return {each.partition: each.offset for each in found.topic_partitions}
+
+    def _create(self, topics: Iterable[str]) -> None:
+        settings = self._settings
+        new = [
+            NewTopic(
+                topic,
+                num_partitions=settings.num_partitions,
+                replication_factor=settings.replication_factor,
+                config=settings.topic_config,
+            )
+            for topic in topics
+        ]
+        timeout = settings.patience
+        for future in self._admin.create_topics(
+            new, operation_timeout=timeout, request_timeout=timeout
+        ).values():
+            try:
+                future.result()
+            except KafkaException as exc:  # somebody else was quicker
+                if (error := error_of(exc)) is None or error.code() != KafkaError.TOPIC_ALREADY_EXISTS:
+                    raise
+
+
+def _results(futures: Mapping[Any, Future[T]]) -> dict[Any, T]:
+    return {key: future.result() for key, future in futures.items()}
