@@ -62,7 +62,10 @@ class KombuBroker(Broker):
             durable=own.durable,
             atomic=own.atomic,
             fanout=own.fanout,
+            shared_view=own.shared_view,
             any_text=own.any_text and keeper.capabilities.any_text,
+            any_size=own.any_size,
+            ordered=own.ordered,
         )
         self.place = source.place
         self._keeper = keeper

@@ -62,6 +62,12 @@ _SQLA = Transport(
     # kombu hands SQLAlchemy every option that it does not know.
     ours=frozenset({"polling_interval", "visibility_timeout"}),
 )
+_KAFKA = Transport(
+    "celeriac.brokers.kombu_sources.kafka:KafkaSource",
+    "kafka",
+    frozenset({"confluent_kafka"}),
+    lacks=f"{_NO_BROADCASTS}, and it keeps no order by priority",
+)
 
 #: The transports with a source of their own, by their scheme in lower case.
 TRANSPORTS: dict[str, Transport] = {
@@ -75,8 +81,16 @@ TRANSPORTS: dict[str, Transport] = {
         lacks=f"knows no priorities and {_NO_BROADCASTS}",
         kept="What is delayed by more than 15 minutes, and dead letters,",
     ),
+    "confluentkafka": _KAFKA,
+    "kafka": _KAFKA,
     "sqla": _SQLA,
     "sqlalchemy": _SQLA,
+    "zookeeper": Transport(
+        "celeriac.brokers.kombu_sources.zookeeper:ZooKeeperSource",
+        "zookeeper",
+        frozenset({"kazoo"}),
+        lacks=_NO_BROADCASTS,
+    ),
 }
 
 #: Any other transport whose channels are kombu's virtual ones.

@@ -9,9 +9,8 @@ from __future__ import annotations
 import logging
 import re
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any, TypeVar
-from uuid import uuid4
 
 from confluent_kafka import Consumer, KafkaError, KafkaException, Message, Producer
 from confluent_kafka.admin import AdminClient
@@ -19,12 +18,12 @@ from confluent_kafka.admin import AdminClient
 from celeriac.brokers.base import Capabilities
 from celeriac.brokers.kombu_sources import kafka_errors
 from celeriac.brokers.kombu_sources.base import Outgoing, Source, Taken
+from celeriac.brokers.kombu_sources.envelopes import texts
 from celeriac.brokers.kombu_sources.kafka_groups import Groups
 from celeriac.brokers.kombu_sources.kafka_settings import KafkaSettings
 from celeriac.brokers.kombu_sources.kafka_topics import Topics
 from celeriac.brokers.kombu_sources.refusals import refused
 from celeriac.errors import BrokerUnavailable
-from celeriac.protocol import envelope
 
 __all__ = ["KafkaSource"]
 
@@ -34,6 +33,10 @@ Client = TypeVar("Client")
 
 #: Seconds that one topic is waited for at a time: meanwhile no other has its turn, nor anybody else the thread.
 _SLICE = 0.1
+
+#: Seconds that the members of a group get to share its partitions, and messages that are there to be fetched.
+_MEETING = 5.0
+_FETCHING = 1.0
 
 #: Seconds after which somebody who waits for confirmations looks whether the servers are there.
 _LOOK = 0.5
@@ -63,6 +66,8 @@ class KafkaSource(Source):
         shared_view=False,
         lists_bindings=False,
         any_text=False,
+        any_size=False,
+        ordered=False,
     )
     errors = (KafkaException, OSError)
 
@@ -97,7 +102,8 @@ class KafkaSource(Source):
 
     def put(self, messages: Sequence[Outgoing]) -> None:
         """Write the messages, and wait until they are confirmed; the deadline is ``connection_wait_time_seconds``."""
-        records = [(_topic_of(each.queue), _encoded(each)) for each in messages]
+        values = [text.encode() for text in texts(messages)]
+        records = [(self.topic_of(each.queue), value) for each, value in zip(messages, values, strict=True)]
         for topic, value in records:
             if len(value) > self._settings.largest:
                 raise refused(
@@ -113,14 +119,16 @@ class KafkaSource(Source):
 
     def take(self, queues: Sequence[str], limit: int, wait: float) -> list[Taken]:
         """What the partitions bring that this member of the groups has been given."""
-        topics = {_topic_of(queue): queue for queue in queues}
+        topics = {self.topic_of(queue): queue for queue in queues}
         self._connected.ensure(topics)
         for topic in topics:
             self._groups.join(topic)
-        deadline = time.monotonic() + wait
-        taken, patience = self._read(topics, limit, 0.0), 0.0
-        while not taken and not self.is_awake and (patience := deadline - time.monotonic()) > 0:
-            taken = self._read(topics, limit, min(patience, _SLICE))
+        taken = self._read_until(time.monotonic() + wait, topics, limit)
+        if not taken and not all(self._groups.is_settled(topic) for topic in topics):
+            # What is there cannot be seen before the group has met.
+            taken = self._read_until(time.monotonic() + _MEETING, topics, limit, self._groups.is_settled)
+        if not taken and not wait and self._is_behind(topics):
+            taken = self._read_until(time.monotonic() + _FETCHING, topics, limit)
         self._notice(bool(taken))
         return self._without_purged(taken)
 
@@ -134,11 +142,11 @@ class KafkaSource(Source):
 
     def size(self, queue: str) -> int:
         """What is in the topic and not committed by its group."""
-        return self._connected.waiting(_topic_of(queue))
+        return self._connected.waiting(self.topic_of(queue))
 
     def purge(self, queue: str) -> int:
         """Delete that."""
-        return self._connected.purge(_topic_of(queue))
+        return self._connected.purge(self.topic_of(queue))
 
     def explained(self, exc: BaseException) -> BrokerUnavailable:
         """The error that tells in one sentence what went wrong."""
@@ -146,11 +154,47 @@ class KafkaSource(Source):
             return exc
         return kafka_errors.explained(exc, self._heard, self.place)
 
+    def topic_of(self, queue: str) -> str:
+        """The topic of a queue, by kombu's rule."""
+        topic = queue.replace("@", "")
+        if not _TOPIC.fullmatch(topic):
+            raise refused(
+                f"Kafka takes no queue of the name {queue!r}: use up to 249 letters, digits, dots, hyphens and "
+                "underscores."
+            )
+        return topic
+
     @property
     def _connected(self) -> Topics:
         if self._topics is None:
             raise BrokerUnavailable("The broker is not open.")
         return self._topics
+
+    def _read_until(
+        self,
+        deadline: float,
+        topics: Mapping[str, str],
+        limit: int,
+        enough: Callable[[str], bool] = lambda _: False,
+    ) -> list[Taken]:
+        """Read until there is something, or somebody wants the thread, or this is true of all topics."""
+        taken = self._read(topics, limit, 0.0)
+        while not taken and not self.is_awake and not all(map(enough, topics)):
+            left = deadline - time.monotonic()
+            if left <= 0:
+                break
+            taken = self._read(topics, limit, min(left, _SLICE))
+        return taken
+
+    def _is_behind(self, topics: Iterable[str]) -> bool:
+        """Whether something is there that was not read."""
+        positions: dict[tuple[str, int], int] = {}
+        for topic in topics:
+            positions |= self._groups.positions(topic, self._settings.patience)
+        if not positions:
+            return False
+        starts, ends = self._connected.starts(positions), self._connected.ends(positions)
+        return any(ends[place] > max(starts[place], offset) for place, offset in positions.items())
 
     def _read(self, topics: Mapping[str, str], limit: int, wait: float) -> list[Taken]:
         """A fair share of each topic, and each in its turn the first one."""
@@ -240,23 +284,3 @@ class KafkaSource(Source):
         # That all brokers are down only follows what is wrong with one of them.
         if error.code() != KafkaError._ALL_BROKERS_DOWN:
             self._heard = error
-
-
-def _topic_of(queue: str) -> str:
-    """kombu's rule."""
-    topic = queue.replace("@", "")
-    if not _TOPIC.fullmatch(topic):
-        raise refused(
-            f"Kafka takes no queue of the name {queue!r}: use up to 249 letters, digits, dots, hyphens and underscores."
-        )
-    return topic
-
-
-def _encoded(outgoing: Outgoing) -> bytes:
-    return envelope.encode(
-        outgoing.message,
-        exchange=outgoing.exchange,
-        routing_key=outgoing.routing_key or outgoing.queue,
-        delivery_tag=str(uuid4()),
-        priority=outgoing.priority,
-    ).encode()

@@ -56,6 +56,7 @@ class Groups:
         self._gone = gone
         self._consumers: dict[str, Consumer] = {}
         self._assigned: dict[tuple[str, int], Partition] = {}
+        self._settled: set[str] = set()
         #: What is done and could not be committed, from one assignment to the next.
         self._uncommitted: dict[tuple[str, int], set[Record]] = {}
 
@@ -68,7 +69,25 @@ class Groups:
         """Be a member of the group of a topic."""
         if topic not in self._consumers:
             consumer = self._consumers[topic] = self._make(topic)
-            consumer.subscribe([topic], on_assign=self._assign, on_revoke=self._revoke, on_lost=self._revoke)
+            consumer.subscribe(
+                [topic],
+                on_assign=lambda _, partitions: self._assign(topic, partitions),
+                on_revoke=lambda _, partitions: self._revoke(topic, partitions),
+                on_lost=lambda _, partitions: self._revoke(topic, partitions),
+            )
+
+    def is_settled(self, topic: str) -> bool:
+        """Whether the group has said which partitions of the topic this member has, if any."""
+        return topic in self._settled
+
+    def positions(self, topic: str, patience: float) -> dict[tuple[str, int], int]:
+        """Which offset is read next, of each partition that this member has."""
+        mine = {place: each for place, each in self._assigned.items() if place[0] == topic}
+        unknown = [TopicPartition(*place) for place, each in mine.items() if each.next is None]
+        if unknown:
+            for found in self._consumers[topic].committed(unknown, timeout=patience):
+                mine[topic, found.partition].begin(max(0, found.offset))
+        return {place: each.next or 0 for place, each in mine.items()}
 
     def leave(self, *, orderly: bool) -> None:
         """Be a member of none. Orderly, others have the partitions at once; that waits for ever on a dead server."""
@@ -76,6 +95,7 @@ class Groups:
         for consumer in consumers.values():
             if orderly:
                 consumer.close()
+        self._settled.clear()
         self._drop(list(self._assigned))
 
     def read(self, topic: str, limit: int, wait: float) -> list[Held]:
@@ -164,12 +184,14 @@ class Groups:
             if place in self._assigned:
                 self._assigned[place].committed(offset)
 
-    def _assign(self, _: Consumer, partitions: list[TopicPartition]) -> None:
+    def _assign(self, topic: str, partitions: list[TopicPartition]) -> None:
+        self._settled.add(topic)
         for each in partitions:
             place = each.topic, each.partition
             self._assigned[place] = Partition(self._uncommitted.pop(place, ()))
 
-    def _revoke(self, _: Consumer, partitions: list[TopicPartition]) -> None:
+    def _revoke(self, topic: str, partitions: list[TopicPartition]) -> None:
+        self._settled.discard(topic)
         self._drop([(each.topic, each.partition) for each in partitions])
 
     def _drop(self, places: Iterable[tuple[str, int]]) -> None:

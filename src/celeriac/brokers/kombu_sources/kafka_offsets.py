@@ -60,6 +60,15 @@ class Partition:
         self._rewound |= back
         return min(self._rewound) if back else None
 
+    def begin(self, offset: int) -> None:
+        """Reading begins here, unless it has begun."""
+        self._after = max(self._after, offset)
+
+    @property
+    def next(self) -> int | None:
+        """The offset that is read next; ``None`` where that is not known."""
+        return min(self._rewound, default=self._after) if self._after >= 0 else None
+
     @property
     def committable(self) -> int | None:
         """The offset of the first record that is not done; ``None`` if the group knows it."""

@@ -57,10 +57,16 @@ class Topics:
             _results(self._admin.delete_records(ends, request_timeout=self._settings.patience))
         return sum(end - start for start, end in ranges.values())
 
-    def starts(self, partitions: Iterable[tuple[str, int]]) -> dict[tuple[str, int], int]:
-        """The offsets of the first messages that are there."""
-        wanted = [TopicPartition(topic, number) for topic, number in partitions]
-        found = self._offsets(wanted, OffsetSpec.earliest())
+    def starts(self, places: Iterable[tuple[str, int]]) -> dict[tuple[str, int], int]:
+        """The offsets of the first messages that are there, for these topics and numbers of partitions."""
+        return self._found(places, OffsetSpec.earliest())
+
+    def ends(self, places: Iterable[tuple[str, int]]) -> dict[tuple[str, int], int]:
+        """The offsets of the next messages to come."""
+        return self._found(places, OffsetSpec.latest())
+
+    def _found(self, places: Iterable[tuple[str, int]], which: OffsetSpec) -> dict[tuple[str, int], int]:
+        found = self._offsets([TopicPartition(*place) for place in places], which)
         return {(each.topic, each.partition): offset for each, offset in found.items()}
 
     def _ranges(self, topic: str) -> dict[int, tuple[int, int]]:

@@ -11,6 +11,7 @@ import threading
 import time
 from collections import defaultdict, deque
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from functools import partial
 from typing import Any
 from uuid import uuid4
@@ -20,12 +21,12 @@ from kazoo.handlers.threading import KazooTimeoutError
 
 from celeriac.brokers.base import Capabilities
 from celeriac.brokers.kombu_sources.base import Outgoing, Source, Taken
+from celeriac.brokers.kombu_sources.envelopes import texts
 from celeriac.brokers.kombu_sources.refusals import refused
 from celeriac.brokers.kombu_sources.zookeeper_nodes import ENTRY, Nodes, hosts_of
 from celeriac.brokers.kombu_sources.zookeeper_restoring import Place, read, restore, sweep
 from celeriac.brokers.kombu_sources.zookeeper_session import Check, Create, Delete, Session
 from celeriac.errors import BrokerUnavailable
-from celeriac.protocol import envelope
 
 __all__ = ["ZooKeeperSource"]
 
@@ -78,6 +79,7 @@ class ZooKeeperSource(Source):
         peek=False,
         lists_bindings=False,
         any_text=False,
+        any_size=False,
     )
     errors = (KazooException, KazooTimeoutError, OSError)
 
@@ -205,13 +207,7 @@ class ZooKeeperSource(Source):
             raise refused(f"ZooKeeper takes no queue of the name {outgoing.queue!r}: it has to be a path.")
         given = outgoing.priority or outgoing.message.properties.get("priority") or 0
         priority = max(0, min(int(given), 9))
-        value = envelope.encode(
-            outgoing.message,
-            exchange=outgoing.exchange,
-            routing_key=outgoing.routing_key or outgoing.queue,
-            delivery_tag=str(uuid4()),
-            priority=priority,
-        ).encode()
+        value = texts([replace(outgoing, priority=priority)])[0].encode()
         if len(value) > self._largest:
             raise refused(
                 f"A message of {len(value)} bytes for {outgoing.queue!r} is larger than ZooKeeper takes "

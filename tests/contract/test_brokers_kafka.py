@@ -1,0 +1,76 @@
+"""The broker contract on Kafka and ZooKeeper, with SQLite as the keeper."""
+
+from __future__ import annotations
+
+import asyncio
+import secrets
+from functools import partial
+
+import pytest
+from confluent_kafka import Producer
+from kazoo.client import KazooClient
+from tests.services import KafkaServer, ZooKeeperServer
+
+from celeriac.brokers.kombu import KombuBroker
+from celeriac.brokers.kombu_sources.kafka import KafkaSource
+from celeriac.brokers.kombu_sources.zookeeper import ZooKeeperSource
+from celeriac.brokers.sql import SQLBroker
+from celeriac.testing.contract.broker import BrokerContract
+from celeriac.testing.contract.broker_fixtures import NewBroker, PublishEnvelope
+
+
+class OwnTopics(KafkaSource):
+    """A Kafka that this test has to itself: its server has one namespace for all."""
+
+    prefix = ""
+
+    def topic_of(self, queue: str) -> str:
+        return super().topic_of(f"{self.prefix}{queue}")
+
+
+class TestKafka(BrokerContract):
+    @pytest.fixture
+    def kind(self) -> type[OwnTopics]:
+        return type("Own", (OwnTopics,), {"prefix": f"{secrets.token_hex(4)}-"})
+
+    @pytest.fixture
+    def new_broker(self, kafka: KafkaServer, kind: type[OwnTopics], database_url: str) -> NewBroker:
+        options = {"num_partitions": 1}
+        return lambda lease: KombuBroker(
+            partial(kind, kafka.url, options=options, lease=lease), SQLBroker(database_url, lease=lease)
+        )
+
+    @pytest.fixture
+    def publish_envelope(self, kafka: KafkaServer, kind: type[OwnTopics]) -> PublishEnvelope:
+        def send(queue: str, envelope: str) -> None:
+            producer = Producer({"bootstrap.servers": kafka.address})
+            producer.produce(f"{kind.prefix}{queue}", envelope)
+            assert producer.flush(10) == 0
+
+        async def publish(queue: str, envelope: str) -> None:
+            await asyncio.to_thread(send, queue, envelope)
+
+        return publish
+
+
+class TestZooKeeper(BrokerContract):
+    @pytest.fixture
+    def new_broker(self, zookeeper_url: str, database_url: str) -> NewBroker:
+        return lambda lease: KombuBroker(
+            partial(ZooKeeperSource, zookeeper_url, lease=lease), SQLBroker(database_url, lease=lease)
+        )
+
+    @pytest.fixture
+    def publish_envelope(self, zookeeper: ZooKeeperServer, zookeeper_url: str) -> PublishEnvelope:
+        def create(queue: str, envelope: str) -> None:
+            client = KazooClient(zookeeper.address)
+            client.start()
+            folder = f"/{zookeeper_url.rpartition('/')[2]}/{queue}"
+            client.create(f"{folder}/entry-009-", envelope.encode(), sequence=True, makepath=True)
+            client.stop()
+            client.close()
+
+        async def publish(queue: str, envelope: str) -> None:
+            await asyncio.to_thread(create, queue, envelope)
+
+        return publish
