@@ -11,12 +11,14 @@ from confluent_kafka import Producer
 from kazoo.client import KazooClient
 from tests.services import KafkaServer, ZooKeeperServer
 
+from celeriac.brokers.base import Broker
 from celeriac.brokers.kombu import KombuBroker
 from celeriac.brokers.kombu_sources.kafka import KafkaSource
 from celeriac.brokers.kombu_sources.zookeeper import ZooKeeperSource
 from celeriac.brokers.sql import SQLBroker
 from celeriac.testing.contract.broker import BrokerContract
 from celeriac.testing.contract.broker_fixtures import NewBroker, PublishEnvelope
+from celeriac.testing.contract.messages import collect, publication
 
 
 class OwnTopics(KafkaSource):
@@ -51,6 +53,16 @@ class TestKafka(BrokerContract):
             await asyncio.to_thread(send, queue, envelope)
 
         return publish
+
+    async def test_no_queue_starves_another(self, broker: Broker) -> None:
+        # Each topic is fetched on its own, so at first one may be there and another not.
+        queues = ["long", "short", "other"]
+        await broker.publish([publication(f"long-{n}", "long") for n in range(100)])
+        await broker.publish([publication("short-0", "short"), publication("other-0", "other")])
+
+        many = [delivery for _ in range(3) for delivery in await collect(broker, 20, queues)]
+
+        assert {delivery.queue for delivery in many} == set(queues)
 
 
 class TestZooKeeper(BrokerContract):

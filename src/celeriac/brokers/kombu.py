@@ -58,6 +58,7 @@ class KombuBroker(Broker):
         # What the keeper does the bridge can do, whatever the transport cannot.
         self.capabilities = replace(
             keeper.capabilities,
+            priority=own.priority,
             between_processes=own.between_processes,
             durable=own.durable,
             atomic=own.atomic,

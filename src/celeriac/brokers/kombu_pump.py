@@ -110,6 +110,8 @@ class Pump:
             await asyncio.wait([self._finishing])
         elif self._unfinished:
             await self._finish()
+        if wait and not self._wanted:
+            return 0  # nobody waits any more, and nobody would wake the thread
         taken = await self._thread.run(
             lambda source: source.take(queues, limit, wait),
             deadline=wait + _PATIENCE,

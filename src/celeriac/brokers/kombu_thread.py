@@ -116,9 +116,9 @@ class SourceThread(Generic[S]):
             ) from None
 
     def wake(self) -> None:
-        """Have a ``take`` that waits return what it has."""
+        """Have a ``take`` that waits, or is about to, return what it has."""
         if self._lane is not None:
-            self._lane.source.wake()
+            self._lane.nudge()
 
     def _leave_behind(self, call: _Call | None = None) -> None:
         """Go on in a new thread if the present one is stuck, in this call or in one that is overdue."""
@@ -181,6 +181,12 @@ class _Lane(Generic[S]):
     def submit(self, call: _Call) -> None:
         self._inbox.put(call)
         self.source.wake()
+
+    def nudge(self) -> None:
+        """Have the thread not wait, even if it had been about to: it sees that somebody else has called."""
+        done: asyncio.Future[None] = self.loop.create_future()
+        done.set_result(None)
+        self.submit(_Call(lambda _: None, 0.0, False, None, done))
 
     def is_stuck_in(self, call: _Call | None) -> bool:
         """Whether the thread is in this very call, or in one that is overdue; connecting takes its time."""

@@ -35,7 +35,7 @@ Client = TypeVar("Client")
 _SLICE = 0.1
 
 #: Seconds that the members of a group get to share its partitions, and messages that are there to be fetched.
-_MEETING = 5.0
+_MEETING = 3.0
 _FETCHING = 1.0
 
 #: Seconds after which somebody who waits for confirmations looks whether the servers are there.
@@ -80,6 +80,7 @@ class KafkaSource(Source):
         self._groups = Groups(self._new_consumer, self._forget)
         self._heard: KafkaError | None = None
         self._missed = False
+        self._met: set[str] = set()
         self._turn = 0
 
     def open(self) -> None:
@@ -96,6 +97,7 @@ class KafkaSource(Source):
         """Leave the groups, so that others have the partitions at once."""
         if self._groups.is_member:
             self._groups.leave(orderly=self._heard is None or self._answers())
+        self._met.clear()
         if self._producer is not None:
             self._producer.purge()
         self._admin = self._topics = self._producer = None
@@ -124,8 +126,9 @@ class KafkaSource(Source):
         for topic in topics:
             self._groups.join(topic)
         taken = self._read_until(time.monotonic() + wait, topics, limit)
-        if not taken and not all(self._groups.is_settled(topic) for topic in topics):
-            # What is there cannot be seen before the group has met.
+        if not taken and not self._met.issuperset(topics):
+            # What is there cannot be seen before the group has met; that takes longer where others are busy.
+            self._met.update(topics)
             taken = self._read_until(time.monotonic() + _MEETING, topics, limit, self._groups.is_settled)
         if not taken and not wait and self._is_behind(topics):
             taken = self._read_until(time.monotonic() + _FETCHING, topics, limit)

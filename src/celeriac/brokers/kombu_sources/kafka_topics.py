@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Iterable, Mapping
 from concurrent.futures import Future
 from typing import Any, TypeVar
@@ -21,6 +22,9 @@ from celeriac.brokers.kombu_sources.kafka_settings import KafkaSettings, group_o
 __all__ = ["Topics"]
 
 T = TypeVar("T")
+
+#: Seconds until servers are asked again that did not count as being there.
+_FENCED = 0.2
 
 
 class Topics:
@@ -111,15 +115,29 @@ class Topics:
             )
             for topic in topics
         ]
-        timeout = settings.patience
-        for future in self._admin.create_topics(
-            new, operation_timeout=timeout, request_timeout=timeout
-        ).values():
-            try:
-                future.result()
-            except KafkaException as exc:  # somebody else was quicker
-                if (error := error_of(exc)) is None or error.code() != KafkaError.TOPIC_ALREADY_EXISTS:
-                    raise
+        deadline = time.monotonic() + settings.patience
+        while new:
+            futures = self._admin.create_topics(
+                new, operation_timeout=settings.patience, request_timeout=settings.patience
+            )
+            new = [each for each in new if not _is_made(futures[each.topic], time.monotonic() < deadline)]
+            if new:
+                time.sleep(_FENCED)
+
+
+def _is_made(future: Future[None], patient: bool) -> bool:
+    """Whether a topic is there. Raises what else the servers say."""
+    try:
+        future.result()
+    except KafkaException as exc:
+        error = error_of(exc)
+        if error is not None and error.code() == KafkaError.TOPIC_ALREADY_EXISTS:  # somebody else was quicker
+            return True
+        # A server that has just come back is not counted for a moment.
+        if patient and error is not None and "fenced" in error.str():
+            return False
+        raise
+    return True
 
 
 def _results(futures: Mapping[Any, Future[T]]) -> dict[Any, T]:
