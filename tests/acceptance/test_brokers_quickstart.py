@@ -14,7 +14,7 @@ from tempfile import TemporaryDirectory
 import pytest
 from tests.acceptance.processes import Launcher
 from tests.acceptance.quickstart import Quickstart
-from tests.services import RabbitMQServer, RedisServer, SQSServer
+from tests.services import KafkaServer, RabbitMQServer, RedisServer, SQSServer, ZooKeeperServer
 
 CSV = "a,b\n" + "1,2\n" * 10
 
@@ -71,8 +71,18 @@ def filesystem(stack: ExitStack) -> Place:
     )
 
 
+def kafka(stack: ExitStack) -> Place:
+    server = stack.enter_context(KafkaServer())
+    return Place({"CELERY_BROKER_URL": server.url}, restart=server.restart)
+
+
+def zookeeper(stack: ExitStack) -> Place:
+    server = stack.enter_context(ZooKeeperServer())
+    return Place({"CELERY_BROKER_URL": server.new_chroot()}, restart=server.restart)
+
+
 @pytest.fixture(
-    params=[sqlite, redis, rabbitmq_quorum, rabbitmq_classic, sqla, filesystem, sqs],
+    params=[sqlite, redis, rabbitmq_quorum, rabbitmq_classic, sqla, filesystem, sqs, kafka, zookeeper],
     ids=lambda make: make.__name__,
 )
 def place(request: pytest.FixtureRequest) -> Iterator[Place]:
