@@ -63,10 +63,6 @@ def capabilities(url: str, folder: Path) -> tuple[Capabilities, Capabilities]:
     if url.partition(":")[0] in {"sqlite", "redis", "amqp", "memory"}:
         own = broker_for(url).capabilities
         return own, own
-    if url == "sqs://":
-        from celeriac.brokers.kombu_sources.sqs import SQSSource
-
-        return SQSSource.capabilities, SQSSource.capabilities
     source = source_class(url)
     return source.capabilities, bridge(url, MemoryBroker("keeper"), options=options).capabilities
 

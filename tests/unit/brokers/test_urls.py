@@ -137,6 +137,26 @@ def test_what_a_transport_needs_is_named(url: str, sentence: str, monkeypatch: p
 
 
 @pytest.mark.parametrize(
+    "url, package, extra",
+    [
+        ("kafka://host", "confluent_kafka", "kafka"),
+        ("confluentkafka://host", "confluent_kafka", "kafka"),
+        ("zookeeper://host", "kazoo", "zookeeper"),
+    ],
+)
+def test_an_extra_that_is_missing_is_named(
+    url: str, package: str, extra: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(sys.modules, package, None)
+    for name in [name for name in sys.modules if f"kombu_sources.{extra}" in name]:
+        monkeypatch.delitem(sys.modules, name)
+    with pytest.raises(
+        ConfigurationError, match=rf'needs the package {package}: pip install "celeriac\[{extra}\]"'
+    ):
+        load_driver(url)
+
+
+@pytest.mark.parametrize(
     ("backend", "kept_in"),
     [
         (None, "sqlite:///celery.db"),

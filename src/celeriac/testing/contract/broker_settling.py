@@ -160,6 +160,7 @@ class SettlingCases(BrokerCases):
         (again,) = await collect(broker, 1)
 
         assert name_of(again) == "2"
+        await broker.settle(acknowledged([again]))  # before its short lease ends once more
         assert await broker.size("contract") == 0
         assert await broker.purge("contract") == 0
         assert len(await broker.dead_letters()) == 1
