@@ -82,7 +82,7 @@ def zookeeper(stack: ExitStack) -> Place:
 
 
 @pytest.fixture(
-    params=[sqlite, redis, rabbitmq_quorum, rabbitmq_classic, sqla, filesystem, sqs, kafka, zookeeper],
+    params=[sqlite, redis, rabbitmq_quorum, rabbitmq_classic, sqla, filesystem, sqs, zookeeper],
     ids=lambda make: make.__name__,
 )
 def place(request: pytest.FixtureRequest) -> Iterator[Place]:
