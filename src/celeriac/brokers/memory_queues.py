@@ -32,7 +32,14 @@ class _Message:
         draft = self.draft
         at = self.due or 0.0
         return Buried(
-            self.id, draft.queue, draft.task_id, draft.task, self.reason, self.deliveries, at, draft.envelope
+            self.id,
+            draft.queue,
+            draft.task_id,
+            draft.task,
+            self.reason,
+            self.deliveries,
+            at,
+            draft.envelope.encode(),
         )
 
     @property

@@ -72,7 +72,7 @@ def dead_letter(buried: Buried) -> DeadLetter:
         reason=buried.reason,
         deliveries=buried.deliveries,
         at=buried.at,
-        envelope=buried.envelope.encode(),
+        envelope=buried.envelope,
     )
 
 

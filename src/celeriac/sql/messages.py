@@ -19,7 +19,7 @@ from __future__ import annotations
 
 from collections.abc import Collection, Iterable, Sequence
 from itertools import chain, islice, zip_longest
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import sqlalchemy as sa
 from sqlalchemy.engine import Connection
@@ -120,7 +120,7 @@ class Buried(NamedTuple):
     reason: str
     deliveries: int
     at: float
-    envelope: str
+    envelope: bytes
 
 
 class Waiting(NamedTuple):
@@ -382,15 +382,26 @@ def purge(connection: Connection, queue: str, now: float, limit: int = 2**31 - 1
     return gone
 
 
-_buried_columns = ("id", "queue", "task_id", "task", "reason", "deliveries", "due", "envelope")
+_buried_columns = ("id", "queue", "task_id", "task", "reason", "deliveries", "due")
 _buried = (
-    sa.select(*(message.c[name] for name in _buried_columns))
+    sa.select(
+        *(message.c[name] for name in _buried_columns),
+        message.c.envelope,
+        byte_length(message.c.envelope).label("length"),
+    )
     .where(is_dead)
     .order_by(message.c.due.desc(), message.c.id.desc())
     .limit(_limit)
 )
-_buried_all = gather(_buried.subquery(), *_buried_columns)
-_buried_of_queue = gather(_buried.where(_of_queue).subquery(), *_buried_columns)
+
+
+def _gather_buried(rows: sa.Subquery) -> sa.Select[Any]:
+    # Beside the JSON, which cannot hold what somebody else has written and is no text.
+    return gather(rows, *_buried_columns, "length").add_columns(joined(rows.c.envelope))
+
+
+_buried_all = _gather_buried(_buried.subquery())
+_buried_of_queue = _gather_buried(_buried.where(_of_queue).subquery())
 
 
 def dead_letters(connection: Connection, queue: str | None, limit: int) -> list[Buried]:
@@ -399,7 +410,13 @@ def dead_letters(connection: Connection, queue: str | None, limit: int) -> list[
         result = connection.execute(_buried_all, {"limit": limit})
     else:
         result = connection.execute(_buried_of_queue, {"queue": queue, "limit": limit})
-    return [Buried(*row) for row in load(result.scalar())]
+    rows, envelopes = result.one()
+    buried: list[Buried] = []
+    end = 0
+    for id_, queue_, task_id, task, reason, deliveries, at, length in load(rows):
+        start, end = end, end + length
+        buried.append(Buried(id_, queue_, task_id, task, reason, deliveries, at, envelopes[start:end]))
+    return buried
 
 
 _replay = (

@@ -160,8 +160,19 @@ def test_a_dead_letter_keeps_its_times(connection: Connection) -> None:
 
     assert messages.next_due(connection) is None
     assert messages.dead_letters(connection, "q", 10) == [
-        messages.Buried(1, "q", "id", "name", "why", 1, NOW + 1, "x")
+        messages.Buried(1, "q", "id", "name", "why", 1, NOW + 1, b"x")
     ]
+
+
+def test_dead_letters_are_any_bytes(connection: Connection) -> None:
+    """What somebody else has written need not be text."""
+    messages.insert(connection, [Draft("q", "x"), Draft("q", "ü\x00"), Draft("q", "y")])
+    connection.exec_driver_sql("UPDATE celeriac_message SET envelope = x'00fffe' WHERE id = 1")
+    for taken in messages.take(connection, ["q"], 3, 30.0, NOW):
+        messages.settle(connection, [Ending(taken.tag, DEAD, NOW, reason="why")])
+
+    found = messages.dead_letters(connection, None, 10)
+    assert [letter.envelope for letter in found] == [b"y", "ü\x00".encode(), b"\x00\xff\xfe"]
 
 
 def test_no_statement_reads_a_whole_table(connection: Connection) -> None:
