@@ -21,8 +21,8 @@ logger = logging.getLogger("celeriac.brokers.kombu")
 #: Seconds for one answer of the transport.
 _PATIENCE = 10.0
 
-#: Seconds that the thread waits for messages at a time.
-_WAIT = 30.0
+#: Seconds that the thread waits for messages at a time: the longer, the later it is noticed that nothing answers.
+_WAIT = 5.0
 
 #: Seconds between attempts to keep what was taken; after the last it goes back.
 _KEEPING = (0.05, 0.2, 0.5, 1.0)

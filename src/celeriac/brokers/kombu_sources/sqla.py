@@ -14,7 +14,7 @@ from typing import Any, ClassVar
 
 import sqlalchemy as sa
 from sqlalchemy.engine import Connection, Engine, make_url
-from sqlalchemy.exc import IntegrityError, NoSuchModuleError, OperationalError
+from sqlalchemy.exc import IntegrityError, NoSuchModuleError, OperationalError, ProgrammingError
 
 from celeriac.brokers.base import Capabilities
 from celeriac.brokers.kombu_sources.base import Outgoing, Source, Taken
@@ -25,6 +25,9 @@ __all__ = ["SQLAlchemySource"]
 
 #: Seconds between two looks for what a dead process has left.
 _SWEEP = 2.0
+
+#: Seconds between attempts to create the tables while somebody else does.
+_CREATING = (0.02, 0.1, 0.3)
 
 #: Rows in one statement, at most.
 _ROWS = 500
@@ -76,8 +79,20 @@ class SQLAlchemySource(Source):
         """Connect, and create the tables when they are missing."""
         engine = sa.create_engine(self._database, **self._engine_options())
         self._engine = engine
-        self._queues.metadata.create_all(engine)
+        self._create_tables(engine)
         self._ids.clear()
+
+    def _create_tables(self, engine: Engine) -> None:
+        """Create what is missing, which another process may be doing at the same time."""
+        for pause in (*_CREATING, None):
+            try:
+                self._queues.metadata.create_all(engine)
+            except (OperationalError, ProgrammingError, IntegrityError):
+                if pause is None or not sa.inspect(engine).has_table(self._queues.name):
+                    raise
+                time.sleep(pause)
+            else:
+                return
 
     def _engine_options(self) -> dict[str, Any]:
         options = without(self.options, "queue_tablename", "message_tablename")
