@@ -50,8 +50,9 @@ def test_autoscale_follows_the_work(remote_site: RemoteSite, monkeypatch: pytest
     assert worker.wait() == 0
 
 
-@pytest.mark.parametrize("remote_site", ["redis"], indirect=True)
 def test_autoscale_of_processes_is_celerys(remote_site: RemoteSite) -> None:
+    if not remote_site.url.startswith("redis"):
+        pytest.skip("once is enough")
     worker = remote_site.worker("ours", "forked", "-P", "processes", "--autoscale=3,1", "--without-mingle")
     stats = remote_site.inspect("forked", "stats")
     assert stats["pool"]["implementation"] == "celery.concurrency.prefork:TaskPool"
@@ -170,8 +171,9 @@ def test_it_detaches_and_keeps_a_pidfile(remote_site: RemoteSite) -> None:
     assert not (folder / "detached.pid").exists()
 
 
-@pytest.mark.parametrize("remote_site", ["sqlite"], indirect=True)
 def test_multi_starts_restarts_and_stops_two_nodes(remote_site: RemoteSite) -> None:
+    if not remote_site.url.startswith("sqlite"):
+        pytest.skip("once is enough")
     folder = remote_site.folder
 
     def multi(command: str) -> Any:
