@@ -291,26 +291,31 @@ class HeldBroker(Broker):
         await self._outbox.put([Sealed(queue, made, delay, deliveries, properties)])
 
     async def _end(self, endings: Sequence[_Ending]) -> None:
-        there = [each for each in endings if not each.arrival.gone]
+        there = [each for each in endings if not each.arrival.gone and not each.arrival.ended]
         finished = [each.arrival.taken for each in there if each.delay is None]
         put_off: dict[int, list[_Ending]] = {}
         for each in there:
             if each.delay is not None:
                 put_off.setdefault(math.ceil(each.delay), []).append(each)
 
-        def end(source: HeldSource) -> list[_Ending]:
+        groups, unknown = list(put_off.items()), list[_Ending]()
+
+        def end(source: HeldSource) -> None:
+            # After a failure it goes on, here or in another settlement: what was made visible is not ours to renew.
             if finished:
                 source.finish(finished)
-            unknown: list[_Ending] = []
-            for seconds, group in put_off.items():
-                lost = source.renew([each.arrival.taken for each in group], seconds)
-                handles = {each.handle for each in lost}
-                unknown += [each for each in group if each.arrival.taken.handle in handles]
-            return unknown
+                finished.clear()
+            while groups:
+                seconds, group = groups[0]
+                lost = {each.handle for each in source.renew([each.arrival.taken for each in group], seconds)}
+                unknown.extend(each for each in group if each.arrival.taken.handle in lost)
+                for each in group:
+                    each.arrival.ended = each.arrival.taken.handle not in lost
+                groups.pop(0)
 
         if there:
             start = time.monotonic()
-            unknown = await self._in.run(end, deadline=_PATIENCE, again=True)
+            await self._in.run(end, deadline=_PATIENCE, again=True)
             await self._restore([each for each in unknown if each.arrival.until > start])
 
     async def _restore(self, lost: Sequence[_Ending]) -> None:

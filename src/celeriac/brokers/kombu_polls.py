@@ -39,6 +39,8 @@ class Arrival:
     gone: bool = False
     #: What its settlement leaves behind is in the transport already.
     succeeded: bool = False
+    #: It is for others again, by our own will.
+    ended: bool = False
     #: A copy or a dead letter has taken its place.
     replaced: bool = False
 
