@@ -24,7 +24,7 @@ _LONG = ("server restart", "server SIGKILL")
 
 async def _kill_a_few(site: Site, chance: random.Random) -> Figures:
     spared = _LONG if site.broker == "rabbitmq" else ()
-    return await kill_anything(site, chance, rounds=3, lease=3.0, rate=10.0, spared=spared)
+    return await kill_anything(site, chance, rounds=3, lease=3.0, rate=15.0, crew_of=(2, 1), spared=spared)
 
 
 async def _cancel_a_few(site: Site, chance: random.Random) -> Figures:
@@ -34,8 +34,8 @@ async def _cancel_a_few(site: Site, chance: random.Random) -> Figures:
 ATTACKS: dict[str, Attack] = {
     "any process dies": _kill_a_few,
     "a lease ends": partial(outlive_a_worker, rounds=1, lease=2.0),
-    "poison": partial(poison_workers, rounds=1, lease=0.5, limit=2, ways=("http",)),
-    "rolling restarts": partial(restart_workers, rounds=2),
+    "poison": partial(poison_workers, rounds=1, lease=0.5, limit=1, ways=("http",)),
+    "rolling restarts": partial(restart_workers, rounds=2, rate=15.0),
     "cancel": _cancel_a_few,
 }
 

@@ -120,11 +120,13 @@ async def kill_anything(
     rounds: int,
     lease: float,
     rate: float = 25.0,
+    crew_of: tuple[int, int] = (3, 2),
     spared: Collection[str] = (),
 ) -> Figures:
     """Kill and pause workers, publishers and servers under load, one at a time and at random instants.
 
-    ``spared`` are faults that do not happen; ``lease`` is in seconds, ``rate`` tasks a second of each publisher.
+    ``crew_of`` is how many workers and publishers there are; ``spared`` are faults that do not happen; ``lease`` is in
+    seconds, ``rate`` tasks a second of each publisher.
     """
     site.configure(celeriac_lease=lease, celeriac_delivery_limit=100)
     figures = Figures(1, site.broker)
@@ -132,7 +134,7 @@ async def kill_anything(
     weights = {fault: weight for fault, weight in _weights(site).items() if fault not in spared}
     with measured(figures):
         async with site.client:
-            await crew.begin(workers=3, publishers=2)
+            await crew.begin(*crew_of)
             # One of each comes up in any run, however short; then by chance.
             order = chance.sample(list(weights), len(weights))[:rounds]
             order += chance.choices(list(weights), list(weights.values()), k=rounds - len(order))
