@@ -9,6 +9,9 @@ from pathlib import Path
 
 __all__ = ["Audit", "Death", "Line"]
 
+#: Seconds after which a worker that was stopped has noticed what it has lost.
+_NOTICES = 3.0
+
 
 @dataclass(frozen=True, slots=True)
 class Line:
@@ -116,7 +119,12 @@ def _is_doubled(starts: Sequence[Line], deaths: Sequence[Death]) -> bool:
 
 
 def _excused(one: Line, other: Line, deaths: Sequence[Death]) -> bool:
-    """Whether whoever had the first start was dead at some time before the second."""
+    """Whether whoever had the first start was dead at some time before the second, or who made the second was.
+
+    A worker that was stopped and goes on may start what it had before it notices that it is somebody else's by now.
+    """
     return any(
-        death.pid in (None, one.pid) and one.at <= death.until and death.at <= other.at for death in deaths
+        (death.pid in (None, one.pid) and one.at <= death.until and death.at <= other.at)
+        or (death.pid == other.pid and death.at <= other.at <= death.until + _NOTICES)
+        for death in deaths
     )

@@ -25,8 +25,7 @@ async def cancel_anything(
 
     ``restarts``: whether the servers are killed, and started again, before the workers come back.
     """
-    # A server that has just been started takes its time.
-    site.configure(celeriac_lease=lease, celeriac_delivery_limit=100, celeriac_publish_deadline=30.0)
+    site.configure(celeriac_lease=lease, celeriac_delivery_limit=100)
     figures = Figures(7, site.broker, recovery=0.0)
     with measured(figures):
         async with site.client:

@@ -57,6 +57,8 @@ class Site:
         self.client = Celery(
             "client", broker=url, backend=self.env.get("CELERY_RESULT_BACKEND"), set_as_current=False
         )
+        # A server that has just been started takes its time.
+        self.client.conf.celeriac_publish_deadline = 30.0
 
     @property
     def expired(self) -> bool:
