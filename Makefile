@@ -10,12 +10,13 @@ INSTALL := $(PIP) install --quiet --constraint constraints.txt --editable ".[all
 PEERS := arq dramatiq saq streaq taskiq
 INPUTS := pyproject.toml constraints.txt examples/quickstart/requirements.txt
 
-.PHONY: help run test chaos check bench peers services clean
+.PHONY: help run test chaos endurance check bench peers services clean
 
 help:
 	@echo "make run [PORT=8000]   start the quickstart: API, worker and schedule, at http://127.0.0.1:PORT"
 	@echo "make test [ARGS=...]   run the tests; ARGS goes to pytest"
 	@echo "make chaos [ARGS=...]  kill and cut what runs, for an hour, and count what was lost; ARGS=--help says more"
+	@echo "make endurance         run 1,000,000 tasks over Redis, and print what memory and connections become; ARGS=--help says more"
 	@echo "make check             format, lint, types, import floors"
 	@echo "make bench [ARGS=...]  run the benchmarks"
 	@echo "make peers             install what the benchmarks compare with, each into an environment of its own"
@@ -30,6 +31,9 @@ test: .venv/dev.stamp
 
 chaos: .venv/dev.stamp
 	$(BIN)/python -m tests.acceptance.chaos $(ARGS)
+
+endurance: .venv/dev.stamp
+	$(BIN)/python -m tests.acceptance.endurance $(or $(ARGS),redis --tasks 1000000)
 
 check: .venv/dev.stamp
 	$(BIN)/ruff format --check .
