@@ -73,7 +73,10 @@ def filesystem(stack: ExitStack) -> Place:
 
 def kafka(stack: ExitStack) -> Place:
     server = stack.enter_context(KafkaServer())
-    return Place({"CELERY_BROKER_URL": server.url}, restart=server.restart)
+    # A member of the group that is gone is missed after two seconds, too.
+    options = {"kafka_consumer_config": {"session.timeout.ms": 2000, "heartbeat.interval.ms": 500}}
+    settings = f"\ncelery.conf.broker_transport_options = {options!r}\n"
+    return Place({"CELERY_BROKER_URL": server.url}, settings, server.restart)
 
 
 def zookeeper(stack: ExitStack) -> Place:
@@ -82,7 +85,7 @@ def zookeeper(stack: ExitStack) -> Place:
 
 
 @pytest.fixture(
-    params=[sqlite, redis, rabbitmq_quorum, rabbitmq_classic, sqla, filesystem, sqs, zookeeper],
+    params=[sqlite, redis, rabbitmq_quorum, rabbitmq_classic, sqla, filesystem, sqs, kafka, zookeeper],
     ids=lambda make: make.__name__,
 )
 def place(request: pytest.FixtureRequest) -> Iterator[Place]:
@@ -100,7 +103,7 @@ def app(tmp_path: Path, launcher: Launcher, place: Place) -> Quickstart:
     return app
 
 
-@pytest.mark.timeout(180)
+@pytest.mark.timeout(240)  # servers on Java start slowly where other things run, too
 def test_fifty_tasks_outlive_workers_and_the_broker(app: Quickstart, place: Place) -> None:
     app.start_api()
     # Nobody works yet: one of them is cancelled, one has to wait for its time.
