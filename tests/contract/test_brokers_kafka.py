@@ -64,6 +64,14 @@ class TestKafka(BrokerContract):
 
         assert {delivery.queue for delivery in many} == set(queues)
 
+    async def test_no_queue_starves_another_one_by_one(self, broker: Broker) -> None:
+        queues = ["first", "second", "third"]
+        await broker.publish([publication(f"{queue}-{n}", queue) for queue in queues for n in range(10)])
+
+        single = [(await collect(broker, 1, queues))[0].queue for _ in range(15)]
+
+        assert set(single) == set(queues)
+
 
 class TestZooKeeper(BrokerContract):
     @pytest.fixture

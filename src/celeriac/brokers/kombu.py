@@ -224,6 +224,7 @@ class KombuBroker(Broker):
     async def size(self, queue: str) -> int:
         """How many messages wait to be delivered now, in the transport and in the keeper."""
         self._check_open()
+        await self._pump.told()
         there = await self._putting.run(lambda source: source.size(queue), deadline=_PATIENCE, again=True)
         return there + await self._keeper.size(self._names.ready(queue))
 
@@ -240,6 +241,7 @@ class KombuBroker(Broker):
     async def purge(self, queue: str) -> int:
         """Delete the waiting and delayed messages of the queue. Returns how many."""
         self._check_open()
+        await self._pump.told()
         gone = await self._putting.run(lambda source: source.purge(queue), deadline=_PATIENCE, again=True)
         gone += await self._keeper.purge(self._names.ready(queue))
         return gone + await self._keeper.purge(self._names.later(queue))

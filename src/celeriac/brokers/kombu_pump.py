@@ -94,6 +94,11 @@ class Pump:
         if self._finishing is not None:
             await asyncio.wait([self._finishing])
 
+    async def told(self) -> None:
+        """Return when the transport has been told of all that is kept: until then it counts that, too."""
+        if self._finishing is not None:
+            await asyncio.wait([self._finishing])
+
     async def _keep_watching(self) -> None:
         try:
             while self._wanted:
