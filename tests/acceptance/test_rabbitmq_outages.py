@@ -138,13 +138,13 @@ OUTAGES = (
     Outage("refused", _refuse, _heal, says=_GONE),
     # Longer than the server waits for a connection that has gone silent.
     Outage("swallowed", _swallow, _heal, says=_SILENT, lasts=2 * LEASE),
-    Outage("half open", _swallow_replies, _heal, says=_SILENT, lasts=2 * LEASE),
     Outage("paused", _pause, _resume, says=_SILENT),
-    Outage("out of memory", _fill_memory, _free_memory, says=_SILENT),
 )
 
-#: For who wants to know: RabbitMQ takes its time to start, and a full disk is to it what full memory is.
+#: For who wants to know: much the same to a client as those above, or RabbitMQ takes its time to start.
 SLOW_OUTAGES = (
+    Outage("half open", _swallow_replies, _heal, says=_SILENT, lasts=2 * LEASE),
+    Outage("out of memory", _fill_memory, _free_memory, says=_SILENT),
     Outage("out of disk", _fill_disk, _free_disk, says=_SILENT),
     Outage("killed", _kill, _start, says=_GONE),
     Outage("silent for a minute", _pause, _resume, says=_SILENT, lasts=60),
