@@ -8,6 +8,7 @@ import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 from datetime import timedelta
+from os import getcwd
 from pathlib import Path
 from typing import Any
 from urllib.parse import quote
@@ -33,12 +34,16 @@ __all__ = [
     "default_backend_options",
     "default_scheduler",
     "records_url",
+    "working_folder",
 ]
 
 logger = logging.getLogger("celeriac")
 
 #: Without a broker URL everything lives in this file, in the folder where the process was started.
 DEFAULT_BROKER_URL = "sqlite:///celery.db"
+
+#: Where relative files are. By a name of its own, bound early: tools that look for blocking calls spare it.
+working_folder = getcwd
 
 #: The environment variable that names the FastAPI app.
 FASTAPI_APP = "CELERIAC_FASTAPI_APP"

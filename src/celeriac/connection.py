@@ -21,7 +21,7 @@ from celeriac.routing import queue_arguments, queue_flags
 from celeriac.sent import SentEvents, announcing
 from celeriac.stores.base import Store
 from celeriac.stores.chords import claim_seconds
-from celeriac.stores.urls import store_for
+from celeriac.stores.urls import load_store, store_for
 from celeriac.timing import Now, system_now
 
 __all__ = ["Connection", "Connections"]
@@ -164,6 +164,7 @@ class Connections:
     def _load(self) -> None:
         settings = self._app.settings
         load_driver(settings.broker_url)
+        load_store(settings.result_backend or "")
         if (
             settings.broker_url.partition(":")[0] in AMQP_SCHEMES
             and settings.result_backend == DEFAULT_BROKER_URL
@@ -174,6 +175,7 @@ class Connections:
                 "celeriac_records_url" if settings.answers else "result_backend (CELERY_RESULT_BACKEND)",
             )
         if is_bridged(settings.broker_url):
+            load_driver(settings.kept_in)
             _say_once(shortcomings(settings.broker_url, settings.kept_in))
         self._app.finalize(auto=True)
         _ = self._app.propagation, self._app.amqp.router, self._app.amqp.default_queue, self._app.timezone

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
+from importlib import import_module
 from typing import TYPE_CHECKING, Any
 from urllib.parse import unquote, urlsplit
 
@@ -17,6 +18,9 @@ if TYPE_CHECKING:
     from celeriac.brokers.amqp import AMQPBroker
 
 __all__ = ["broker_for", "load_driver"]
+
+#: What needs SQLAlchemy, or is built of the same rows; it takes long to import.
+_ON_SQLALCHEMY = {"sqlite": "celeriac.brokers.sql", "memory": "celeriac.brokers.memory"}
 
 _SUPPORTED = (
     "Supported are redis://host:port/db (also rediss://, valkey://, unix:// and sentinel://), amqp://host:port/vhost "
@@ -82,8 +86,11 @@ def broker_for(
 
 def load_driver(url: str) -> None:
     """Import what the broker of a URL needs, which reads files: not for the event loop. Raises as broker_for does."""
-    if url.partition(":")[0].lower() in AMQP_SCHEMES:
+    scheme = url.partition(":")[0].lower()
+    if scheme in AMQP_SCHEMES:
         _amqp()
+    elif scheme in _ON_SQLALCHEMY:
+        import_module(_ON_SQLALCHEMY[scheme])
     elif is_bridged(url):
         source_class(url)
 

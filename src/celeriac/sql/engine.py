@@ -16,7 +16,6 @@ import time
 import weakref
 from collections import defaultdict
 from collections.abc import Callable
-from os import getcwd
 from pathlib import PurePath
 from typing import Any, TypeVar
 
@@ -25,6 +24,7 @@ from sqlalchemy import event
 from sqlalchemy.engine import URL, Connection, Engine, make_url
 from sqlalchemy.exc import ArgumentError, DBAPIError, NoSuchModuleError, OperationalError
 
+from celeriac.config import working_folder
 from celeriac.errors import BrokerUnavailable, ConfigurationError
 from celeriac.sql import forks
 
@@ -93,8 +93,7 @@ def absolute_url(url: str | URL) -> URL:
         raise ConfigurationError(
             f"The database URL {str(url)!r} names no file. Use memory:// for a broker in memory."
         )
-    folder = getcwd()  # noqa: PTH109 - by a name of its own: tools that look for blocking calls spare it
-    return parsed.set(database=str(PurePath(folder, str(parsed.database))))
+    return parsed.set(database=str(PurePath(working_folder(), str(parsed.database))))
 
 
 def create_engine(url: str | URL, *, synchronous: str = "NORMAL") -> Engine:

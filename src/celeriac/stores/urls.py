@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from importlib import import_module
 from typing import Any
 from urllib.parse import unquote, urlsplit
 
@@ -12,9 +13,10 @@ from celeriac.stores.base import Store
 from celeriac.stores.disabled import DisabledStore
 from celeriac.stores.memory import MemoryStore
 from celeriac.stores.redis import RedisStore
-from celeriac.stores.sql import SQLStore
 
-__all__ = ["memory_name", "store_for"]
+__all__ = ["load_store", "memory_name", "store_for"]
+
+_ON_SQLITE = ("sqlite", "db+sqlite")
 
 _SUPPORTED = "sqlite:///celery.db (or db+sqlite:///celery.db), redis://, memory:// and disabled://"
 
@@ -34,13 +36,22 @@ def store_for(
         return DisabledStore()
     if scheme == "memory":
         return MemoryStore(memory_name(url), expires=expires)
-    if scheme in ("sqlite", "db+sqlite"):
+    if scheme in _ON_SQLITE:
+        # Here, because SQLAlchemy takes long to import, and other stores do without.
+        from celeriac.stores.sql import SQLStore
+
         return SQLStore(f"sqlite://{rest}", expires=expires)
     if scheme in SCHEMES:
         return RedisStore(url, expires=expires, options=options)
     raise ConfigurationError(
         f"There is no store for the result backend {scheme!r}. Supported are {_SUPPORTED}."
     )
+
+
+def load_store(url: str) -> None:
+    """Import what the store of a URL needs, which reads files: not for the event loop."""
+    if url.partition(":")[0] in _ON_SQLITE:
+        import_module("celeriac.stores.sql")
 
 
 def memory_name(url: str) -> str:

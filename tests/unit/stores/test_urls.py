@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import asyncio
+import subprocess
+import sys
 
 import pytest
 
@@ -52,3 +54,17 @@ async def test_disabled_knows_no_task() -> None:
         with pytest.raises(TimeoutError):
             await asyncio.wait_for(watch.changed(), 0.01)
     await store.close()
+
+
+def test_who_has_no_sqlite_does_not_wait_for_sqlalchemy() -> None:
+    program = """
+import sys
+import celeriac.worker.consumer, celeriac.worker.program
+app = celeriac.Celery("shop", broker="redis://127.0.0.1:1/0")
+app._connections.make_broker(), app._connections.make_store(), app.backend
+assert "sqlalchemy" not in sys.modules
+celeriac.Celery("other", broker="sqlite:///celery.db", backend="sqlite:///celery.db")._connections._load()
+assert {"celeriac.brokers.sql", "celeriac.stores.sql"} <= sys.modules.keys()
+"""
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, timeout=60)
+    assert done.returncode == 0, done.stderr
