@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Iterable
 from dataclasses import replace
 
 from celeriac.brokers.base import DeadLetter, Delayed, Delivery, Publication
 from celeriac.brokers.kombu_sources.base import Outgoing, Taken
 from celeriac.errors import MalformedMessage
+from celeriac.protocol import fields
 from celeriac.protocol.envelope import decode
 from celeriac.protocol.exchanges import Binding
 from celeriac.protocol.message import Message
@@ -89,7 +91,7 @@ def outgoing(publications: Iterable[Publication]) -> list[Outgoing]:
 
 
 def as_publication(taken: Taken, queue: str) -> Publication:
-    """What was taken, for a queue of the keeper's."""
+    """What was taken, for a queue of the keeper's, where it waits for its ``eta``."""
     envelope = taken.envelope
     if not isinstance(envelope, Message):
         try:
@@ -100,6 +102,7 @@ def as_publication(taken: Taken, queue: str) -> Publication:
     way = way if isinstance(way, dict) else {}
     exchange, key, priority = way.get("exchange"), way.get("routing_key"), envelope.properties.get("priority")
     task_id = envelope.headers.get("id")
+    eta = _eta(envelope)
     return Publication(
         envelope,
         queue,
@@ -107,7 +110,17 @@ def as_publication(taken: Taken, queue: str) -> Publication:
         exchange if type(exchange) is str else "",
         key if type(key) is str else taken.queue,
         min(max(priority, 0), 9) if type(priority) is int else 0,
+        due=eta if eta is not None and eta > time.time() else None,
     )
+
+
+def _eta(message: Message) -> float | None:
+    """Before which time, in epoch seconds, the task must not start: stock clients send it long before."""
+    try:
+        eta = fields.moment(message.headers, "eta")
+    except MalformedMessage:
+        return None  # the worker says what is wrong with it
+    return None if eta is None else eta.timestamp()
 
 
 def raw(taken: Taken, queue: str) -> Publication:

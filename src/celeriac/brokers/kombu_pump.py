@@ -132,11 +132,13 @@ class Pump:
 
     async def _keep(self, taken: list[Taken]) -> int:
         try:
-            await self._publish(taken)
-        except BrokerUnavailable:
+            publications = [as_publication(each, self._names.ready(each.queue)) for each in taken]
+            await self._publish(taken, publications)
+        except Exception:
             await self._give_back(taken)
             raise
-        self.surplus += len(taken)
+        # What came before its time is nobody's yet.
+        self.surplus += sum(each.due is None for each in publications)
         self._unfinished += taken
         if self._finishing is None:
             self._finishing = asyncio.get_running_loop().create_task(self._finish())
@@ -146,8 +148,7 @@ class Pump:
     def _forget_finishing(self, _done: object) -> None:
         self._finishing = None
 
-    async def _publish(self, taken: Sequence[Taken]) -> None:
-        publications = [as_publication(each, self._names.ready(each.queue)) for each in taken]
+    async def _publish(self, taken: Sequence[Taken], publications: Sequence[Publication]) -> None:
         for pause in (*_KEEPING, None):
             try:
                 await self._publish_once(taken, publications)

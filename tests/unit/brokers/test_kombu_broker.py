@@ -5,18 +5,19 @@ from __future__ import annotations
 import asyncio
 import time
 from collections.abc import AsyncIterator, Callable, Sequence
+from datetime import UTC, datetime
 from pathlib import Path
 
 import pytest
 
 from celeriac.brokers.base import Publication
 from celeriac.brokers.kombu import KombuBroker
-from celeriac.brokers.kombu_sources.base import Source
+from celeriac.brokers.kombu_sources.base import Outgoing, Source
 from celeriac.brokers.kombu_sources.filesystem import FilesystemSource
 from celeriac.brokers.kombu_sources.sqla import SQLAlchemySource
 from celeriac.brokers.sql import SQLBroker
 from celeriac.errors import BrokerUnavailable
-from celeriac.testing.contract.messages import acknowledged, collect, name_of, publication, receive
+from celeriac.testing.contract.messages import acknowledged, collect, message, name_of, publication, receive
 
 MakeSource = Callable[[], Source]
 LEASE = 4.0
@@ -188,6 +189,42 @@ async def test_who_rests_gives_back_what_it_has_not_started(
 
     assert await asyncio.to_thread(left) == 1
     assert [name_of(each) for each in await receive(broker)] == ["1"]
+
+
+async def test_what_comes_before_its_eta_waits_in_the_keeper(
+    broker: KombuBroker, make_source: MakeSource, database_url: str
+) -> None:
+    eta = time.time() + 0.7
+    await asyncio.to_thread(put_with_eta, make_source, datetime.fromtimestamp(eta, UTC).isoformat())
+
+    assert not await receive(broker)
+    assert [each.due for each in await broker.delayed("contract")] == [pytest.approx(eta, abs=0.01)]
+    assert await broker.size("contract") == 0
+
+    # The process that took it may die: it is in the keeper, under nobody's lease.
+    other = KombuBroker(make_source, SQLBroker(database_url, lease=LEASE))
+    await other.open()
+    (delivery,) = await collect(other, 1)
+    assert time.time() >= eta
+    assert (name_of(delivery), delivery.deliveries) == ("1", 1)
+    await other.close()
+
+
+async def test_what_has_an_eta_that_is_no_time_is_delivered(
+    broker: KombuBroker, make_source: MakeSource
+) -> None:
+    await asyncio.to_thread(put_with_eta, make_source, "soon")
+    assert [name_of(each) for each in await receive(broker)] == ["1"]
+
+
+def put_with_eta(make_source: MakeSource, eta: str) -> None:
+    """Put a message as stock clients do, which leave waiting to the worker."""
+    delayed = message("1")
+    delayed.headers["eta"] = eta
+    source = make_source()
+    source.open()
+    source.put([Outgoing("contract", delayed)])
+    source.close()
 
 
 async def test_queues_and_dead_letters_of_others_are_not_seen(
