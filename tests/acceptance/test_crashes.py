@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import signal
 import time
-from collections.abc import Awaitable, Callable, Iterator
+from collections.abc import Awaitable, Callable, Iterable, Iterator
 from pathlib import Path
 
 import pytest
@@ -132,6 +132,33 @@ async def test_long_tasks_keep_their_leases_even_while_the_loop_is_blocked(make_
         ids += await enqueue(ledger, 1, 3.0, "ledger.block_loop")
         await finish_all(ledger, ids)
     assert set(ledger.lines("start").values()) == {1}
+
+
+async def test_a_worker_that_was_stopped_does_not_start_what_somebody_else_has_by_now(
+    make_ledger: MakeLedger,
+) -> None:
+    ledger = make_ledger(celeriac_lease=1.0, task_annotations={"ledger.work": {"rate_limit": "30/m"}})
+    stopped = await asyncio.to_thread(ledger.start_worker, "-n", "one@%h")
+    async with ledger.client:
+        ids = await enqueue(ledger, 2, 0.1)  # one starts, the other may start two seconds later
+        await finish_all(ledger, list(await started(ledger, 1)))
+        assert await ledger.client.queue_size("celery") == 0
+        stopped.signal(signal.SIGSTOP)
+        may_start = time.monotonic() + 2.0
+        await asyncio.to_thread(ledger.start_worker, "-n", "two@%h")
+        await finish_all(ledger, ids)
+        await until(lambda: time.monotonic() > may_start)
+        stopped.signal(signal.SIGCONT)
+        await asyncio.to_thread(stopped.wait_for_line, "left to another worker")
+        stopped.terminate()
+        assert await asyncio.to_thread(stopped.wait) == 0
+    assert set(ledger.lines("start").values()) == {1}
+
+
+async def started(ledger: Ledger, count: int) -> Iterable[str]:
+    """The tasks that have started, once there are so many."""
+    await until(lambda: len(ledger.lines("start")) == count)
+    return ledger.lines("start")
 
 
 async def test_a_task_that_waits_for_several_leases_runs_once(make_ledger: MakeLedger) -> None:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Callable, Container
+from functools import partial
 from typing import Any
 
 from celery import states
@@ -24,9 +25,11 @@ from celeriac.protocol.codec import dumps
 from celeriac.protocol.settlement import Action, Outcome, decide
 from celeriac.publisher import signal_after, signal_before
 from celeriac.worker.announce import perform
+from celeriac.worker.coroutines import wait_interruptibly
 from celeriac.worker.ending import Ending, HandedBack, ending_of
 from celeriac.worker.execution import Execution
 from celeriac.worker.invoke import invoke, invoke_with_files
+from celeriac.worker.leases import LeaseKeeper
 from celeriac.worker.lifecycle import internal_error
 from celeriac.worker.profile import Kind, TaskProfile
 from celeriac.worker.refusal import refusal_of
@@ -51,6 +54,7 @@ class Executor:
         make_profile: Callable[[Any], TaskProfile],
         calls: CallBuilder,
         successors: Successors,
+        leases: LeaseKeeper,
         settler: Settler,
         reporter: Reporter,
         threads: TaskThreads,
@@ -64,6 +68,7 @@ class Executor:
         self._profiles: dict[str, TaskProfile] = {}
         self._calls = calls
         self._successors = successors
+        self._leases = leases
         self._settler = settler
         self._reporter = reporter
         self._threads = threads
@@ -204,6 +209,8 @@ class Executor:
                 raise execution.stop
             if thread is not None:
                 await thread.take()
+            if self._leases.may_be_over(execution.delivery.tag):
+                await wait_interruptibly(execution, partial(self._leases.confirm, execution.delivery.tag))
             if not profile.acks.acks_late:
                 # Before the start, as the setting promises: a crash from here on loses the task, and never runs it
                 # twice.

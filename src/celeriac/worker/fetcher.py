@@ -13,6 +13,7 @@ from celery.utils.log import get_logger
 from celeriac.brokers.base import Broker, Delivery
 from celeriac.errors import BrokerUnavailable
 from celeriac.protocol.exchanges import Binding
+from celeriac.timing import elapsed
 
 __all__ = ["Fetcher", "Patience", "Slots"]
 
@@ -108,7 +109,8 @@ class Patience:
 
 
 class Fetcher:
-    """Receives deliveries of ``queues`` for free slots and hands them to ``start``, batch by batch.
+    """Receives deliveries of ``queues`` for free slots and hands them to ``start``, batch by batch, each with the
+    ``elapsed()`` of when it was asked for.
 
     ``bindings`` are those of the queues to their exchanges. ``refused`` is called with a queue that was added later,
     and that the broker does not give, so that it does not stop the others.
@@ -119,7 +121,7 @@ class Fetcher:
         broker: Broker,
         queues: Callable[[], Sequence[str]],
         slots: Slots,
-        start: Callable[[Sequence[Delivery]], Awaitable[None]],
+        start: Callable[[Sequence[Delivery], float], Awaitable[None]],
         patience: Patience = Patience(),
         bindings: Callable[[], Sequence[Binding]] = tuple,
         refused: Callable[[str], None] = lambda _queue: None,
@@ -204,6 +206,7 @@ class Fetcher:
         self._slots.take(free)
         self._slots.reserved = free
         deliveries: Sequence[Delivery] = ()
+        asked_at = elapsed()  # no lease begins sooner, however long the answer is on its way
         try:
             # Never cancelled: what a cancelled receive has taken would be lost until its lease ends.
             deliveries = (await self._broker.receive(queues, free)).deliveries
@@ -212,7 +215,7 @@ class Fetcher:
             self._slots.reserved = 0
             self._slots.release(free - len(deliveries))
         if deliveries:
-            batch = asyncio.ensure_future(self._start(deliveries))
+            batch = asyncio.ensure_future(self._start(deliveries, asked_at))
             self._batches.add(batch)
             batch.add_done_callback(self._batches.discard)
             # Let the batch start, so that its slots are counted and the loop is not ours alone.

@@ -9,17 +9,22 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import threading
-import time
-from collections.abc import Callable, Collection
+from collections.abc import Callable, Collection, Sequence
 
 from celery.utils.log import get_logger
 
 from celeriac.brokers.base import Broker
+from celeriac.coalesce import Coalescer
 from celeriac.errors import BrokerUnavailable
+from celeriac.timing import elapsed
+from celeriac.worker.ending import LeaseLost
 
 __all__ = ["LeaseKeeper"]
 
 logger = get_logger(__name__)
+
+#: Seconds between two questions to a broker that does not answer: first, and at most.
+_BACKOFF = (0.05, 2.0)
 
 
 class LeaseKeeper:
@@ -30,11 +35,14 @@ class LeaseKeeper:
     """
 
     def __init__(self, broker: Broker, on_lost: Callable[[Collection[str]], None]) -> None:
+        self._broker = broker
         self._renewer = broker.renewer()
         broker.on_lost(self._went_back)
         self._interval = broker.lease / 3
         self._on_lost = on_lost
-        self._held: dict[str, float] = {}  # tag → when its lease began, monotonic
+        self._held: dict[str, float] = {}  # tag → when its lease began, as elapsed() has it, or sooner
+        self._stopped = False
+        self._questions: Coalescer[str] = Coalescer(self._ask)
         self._loop = asyncio.get_running_loop()
         self._own_loop: asyncio.AbstractEventLoop | None = None
         self._stopping: asyncio.Event | None = None
@@ -48,6 +56,7 @@ class LeaseKeeper:
 
     async def stop(self) -> None:
         """End; what is still held comes back when its lease ends."""
+        self._stopped = True
         if self._renewer is None:
             return
         await self._loop.run_in_executor(None, self._ready.wait)
@@ -56,13 +65,49 @@ class LeaseKeeper:
                 self._own_loop.call_soon_threadsafe(self._stopping.set)
         await self._loop.run_in_executor(None, self._thread.join)
 
-    def hold(self, tag: str) -> None:
-        """A delivery was received just now."""
-        self._held[tag] = time.monotonic()
+    def hold(self, tag: str, since: float) -> None:
+        """A delivery was received; it was asked for when ``elapsed()`` was ``since``."""
+        self._held[tag] = since
 
     def release(self, tag: str) -> None:
         """A delivery was settled."""
         self._held.pop(tag, None)
+
+    def may_be_over(self, tag: str) -> bool:
+        """Whether somebody else may have the delivery by now: nobody has renewed its lease for as long as it lasts.
+
+        So it is in a process or on a machine that stood still. The thread that renews wakes up with the loop, and
+        hears too late what was lost to keep it from starting.
+        """
+        since = self._held.get(tag)
+        return self._renewer is not None and (since is None or elapsed() - since >= self._broker.lease)
+
+    async def confirm(self, tag: str) -> None:
+        """Begin the delivery's lease anew, however long the broker takes to answer.
+
+        Raises LeaseLost if somebody else has it.
+        """
+        await self._questions.submit(tag)
+        if tag not in self._held:
+            raise LeaseLost
+
+    async def _ask(self, tags: Sequence[str]) -> None:
+        delay, longest = _BACKOFF
+        void: Collection[str] = ()
+        while not self._stopped:
+            now = elapsed()
+            try:
+                void = await self._broker.renew(tags)
+                break
+            except BrokerUnavailable as exc:
+                logger.error("Cannot ask for %d leases, trying again in %.2f s: %s", len(tags), delay, exc)
+            await asyncio.sleep(delay)
+            delay = min(delay * 2, longest)
+        for tag in void:
+            self._held.pop(tag, None)
+        for tag in tags:
+            if tag in self._held:
+                self._held[tag] = now
 
     def _went_back(self, tags: Collection[str]) -> None:
         lost = {tag for tag in tags if self._held.pop(tag, None) is not None}
@@ -94,12 +139,12 @@ class LeaseKeeper:
                 await broker.close()
 
     def _due(self) -> list[str]:
-        before = time.monotonic() - self._interval
+        before = elapsed() - self._interval
         # list(): one step of the interpreter, while the worker's loop adds and removes.
         return [tag for tag, since in list(self._held.items()) if since < before]
 
     async def _renew(self, broker: Broker, tags: list[str]) -> None:
-        now = time.monotonic()
+        now = elapsed()
         void = set(await broker.renew(tags))
         for tag in tags:
             if tag in self._held:

@@ -114,6 +114,7 @@ class Service:
             make_profile=self._profile,
             calls=connection.calls,
             successors=successors,
+            leases=self._leases,
             settler=self._settler,
             reporter=self.reporter,
             threads=self.pool.threads,
@@ -221,9 +222,9 @@ class Service:
         queues = self.app.amqp.queues.consume_from.values()
         return [binding for queue in queues for binding in bindings_of(queue)]
 
-    async def _start(self, deliveries: Sequence[Delivery]) -> None:
+    async def _start(self, deliveries: Sequence[Delivery], asked_at: float) -> None:
         for delivery in deliveries:
-            self._leases.hold(delivery.tag)
+            self._leases.hold(delivery.tag, asked_at)
         try:
             admitted = await self.intake.admit(deliveries, self._hold)
         except Exception:
