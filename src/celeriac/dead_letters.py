@@ -37,7 +37,8 @@ async def replay(broker: Broker, store: Store, ids: Collection[str], now: float)
     ``now`` is in epoch seconds. Raises StoreUnavailable, when nothing has happened; and BrokerUnavailable, when the
     records end again as they did.
     """
-    letters = [letter for letter in await broker.dead_letters(limit=_MOST) if letter.id in set(ids)]
+    asked = frozenset(ids)
+    letters = [letter for letter in await broker.dead_letters(limit=_MOST) if letter.id in asked]
     if not letters:
         return 0
     records = await store.get([letter.task_id for letter in letters if letter.task_id])

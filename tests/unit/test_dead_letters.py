@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Iterator
 from pathlib import Path
+from uuid import uuid4
 
 import pytest
 from click.testing import CliRunner
@@ -56,6 +58,23 @@ async def test_one_without_a_record_is_replayed_too() -> None:
         (letter,) = await celery.dead_letters()
         assert await celery.replay_dead_letters([letter.id, "no such letter"]) == 1
         assert await celery.dead_letters() == []
+
+
+async def test_many_ids_are_read_once_and_not_for_each_letter() -> None:
+    class Ids(list[str]):
+        reads = 0
+
+        def __iter__(self) -> Iterator[str]:
+            self.reads += 1
+            return super().__iter__()
+
+    celery = Celery("shop", broker=f"memory://{uuid4()}", backend="disabled://", set_as_current=False)
+    async with celery:
+        for _ in range(3):
+            await bury(celery)
+        ids = Ids(letter.id for letter in await celery.dead_letters())
+        assert await celery.replay_dead_letters(ids) == 3
+    assert ids.reads == 1
 
 
 APP = """
