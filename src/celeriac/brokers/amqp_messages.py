@@ -53,6 +53,9 @@ _ITS_OWN = frozenset(
     }
 )
 
+#: The end of the year 9999, in epoch microseconds: no calendar shows what is later.
+_LATEST = 253_402_300_799 * 10**6
+
 #: Half a character, a number of more than 64 bits, tables in tables in tables.
 _INEXPRESSIBLE = (ValueError, OverflowError, RecursionError, struct.error)
 
@@ -199,6 +202,9 @@ def dead_letter(delivered: DeliveredMessage) -> DeadLetter:
     about: Any = (delivered.header.properties.headers or {}).get("x-celeriac-dead")
     if not isinstance(about, dict) or not {"id", "queue", "at", "deliveries"} <= about.keys():
         raise ValueError("no dead letter of ours")
+    at, deliveries = about["at"], about["deliveries"]
+    if type(at) is not int or not 0 <= at <= _LATEST or type(deliveries) is not int:
+        raise ValueError("no dead letter of ours")
     message = message_of(delivered, str(about["queue"]))
     info = {name: about.get(name) for name in ("exchange", "routing_key", "redelivered")}
     properties = {
@@ -211,7 +217,7 @@ def dead_letter(delivered: DeliveredMessage) -> DeadLetter:
         task_id=str(about.get("task_id") or ""),
         task=str(about.get("task") or ""),
         reason=str(about.get("reason") or ""),
-        deliveries=int(about["deliveries"]),
-        at=about["at"] / 1e6,
+        deliveries=deliveries,
+        at=at / 1e6,
         envelope=replace(message, properties=properties),
     )
