@@ -11,6 +11,7 @@ import pytest
 from tests.contract.sources import collect, holder, names, opened, outgoing, stock
 from tests.services import KafkaServer
 
+from celeriac.brokers.base import PartlyPublished
 from celeriac.brokers.kombu_sources.kafka import KafkaSource
 from celeriac.errors import BrokerUnavailable, ConfigurationError
 
@@ -149,6 +150,23 @@ def test_what_cannot_be_put_is_said_before_anything_is(kafka_queue: str, source:
     with pytest.raises(BrokerUnavailable, match="Kafka takes no queue of the name 'a b'"):
         source.put(outgoing("a b", "x"))
     assert source.size(kafka_queue) == 0
+
+
+def test_says_which_are_there_when_the_servers_refuse_one(
+    kafka: KafkaServer, kafka_queue: str, source: KafkaSource
+) -> None:
+    narrow = f"{kafka_queue}-narrow"
+    creator = KafkaSource(kafka.url, options={"topic_config": {"max.message.bytes": "2000"}})
+    with opened(creator):
+        creator.put(outgoing(narrow, "small"))
+    batch = [*outgoing(kafka_queue, "1"), *outgoing(narrow, "large")]
+    batch[1].message.body = b"x" * 5000
+
+    with pytest.raises(PartlyPublished, match="refused a message") as raised:
+        source.put(batch)
+
+    assert (raised.value.published, raised.value.permanent) == ({0}, True)
+    assert names(collect(source, kafka_queue, 1)) == ["1"]
 
 
 @pytest.mark.parametrize(

@@ -22,9 +22,10 @@ from celeriac.brokers.base import (
     Received,
     Settlement,
 )
-from celeriac.brokers.exchanges import settlements_to_queues, to_queues
+from celeriac.brokers.exchanges import settlements_to_queues
 from celeriac.brokers.kombu_mover import Mover
 from celeriac.brokers.kombu_names import Names, outgoing
+from celeriac.brokers.kombu_partly import Parts
 from celeriac.brokers.kombu_pump import Pump
 from celeriac.brokers.kombu_sources.base import Outgoing, Source
 from celeriac.brokers.kombu_thread import SourceThread
@@ -104,23 +105,32 @@ class KombuBroker(Broker):
     async def publish(self, publications: Sequence[Publication]) -> None:
         """Put the messages into the transport, and those that are delayed into the keeper.
 
-        Raises TypeError for headers that JSON cannot express.
+        Raises TypeError for headers that JSON cannot express, and PartlyPublished.
         """
         self._check_open()
-        if not all(each.queue for each in publications):
-            publications = await to_queues(self.bindings, publications)
+        parts = await Parts.of(self.bindings, publications)
         now = time.time()
-        later = [each for each in publications if each.due is not None and each.due > now]
-        ready = (
-            [each for each in publications if each.due is None or each.due <= now] if later else publications
-        )
-        if later:
-            for each in ready:  # what cannot be written must not leave the others published
-                envelope.encode(each.message, exchange="", routing_key="", delivery_tag="")
-            await self._list({each.queue for each in later})
-            await self._keeper.publish([self._names.kept_for_later(each) for each in later])
-        if ready:
-            await self._put(outgoing(ready))
+        later = [at for at, each in enumerate(parts.publications) if each.due is not None and each.due > now]
+        ready = sorted(set(range(len(parts.publications))).difference(later))
+        try:
+            if later:
+                for at in ready:  # what cannot be written must not leave the others published
+                    envelope.encode(
+                        parts.publications[at].message, exchange="", routing_key="", delivery_tag=""
+                    )
+                await self._delay([parts.publications[at] for at in later])
+                parts.done.update(later)
+            if ready:
+                await self._put(outgoing(parts.publications[at] for at in ready))
+        except Exception as exc:
+            error = parts.failed(exc, ready)
+            if error is exc:
+                raise
+            raise error from exc
+
+    async def _delay(self, later: Sequence[Publication]) -> None:
+        await self._list({each.queue for each in later})
+        await self._keeper.publish([self._names.kept_for_later(each) for each in later])
 
     async def _put(self, messages: Sequence[Outgoing]) -> None:
         await self._putting.run(lambda source: source.put(messages), deadline=_PATIENCE, again=True)
@@ -250,7 +260,11 @@ class KombuBroker(Broker):
         """The dead letters of one queue, or of all of the transport, newest first."""
         self._check_open()
         queues = await self._known_queues() if queue is None else [queue]
-        found = [await self._keeper.dead_letters(self._names.ready(name), limit) for name in queues]
+        found = [
+            await self._keeper.dead_letters(name, limit)
+            for each in queues
+            for name in (self._names.ready(each), self._names.later(each))
+        ]
         newest = heapq.merge(*found, key=lambda letter: letter.at, reverse=True)
         return [self._names.dead_letter(letter) for letter in newest][:limit]
 

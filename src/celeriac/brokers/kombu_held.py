@@ -16,10 +16,11 @@ from itertools import count
 from typing import NamedTuple
 
 from celeriac.brokers.base import Broker, DeadLetter, Delayed, Delivery, Publication, Received, Settlement
-from celeriac.brokers.exchanges import settlements_to_queues, to_queues
+from celeriac.brokers.exchanges import settlements_to_queues
 from celeriac.brokers.kombu_kept import Keeping, Kept
 from celeriac.brokers.kombu_leases import Leases
 from celeriac.brokers.kombu_outbox import Outbox
+from celeriac.brokers.kombu_partly import Parts
 from celeriac.brokers.kombu_polls import Arrival, Polls, arrivals
 from celeriac.brokers.kombu_sources.base import Outgoing
 from celeriac.brokers.kombu_sources.held import HeldSource, Sealed, eta_in, properties_in, sealed
@@ -103,23 +104,26 @@ class HeldBroker(Broker):
         """Send the messages, and return when the transport, or for long delays the keeper, has each.
 
         All are checked before one is sent, but they are no transaction. Raises TypeError for headers that JSON cannot
-        express.
+        express, and PartlyPublished.
         """
         self._check()
-        if not all(each.queue for each in publications):
-            publications = await to_queues(self.bindings, publications)
+        parts = await Parts.of(self.bindings, publications)
         now = time.time()
-        made = [self._sealed(each, now) for each in publications]
+        made = [self._sealed(each, now) for each in parts.publications]
         for each in made:
             self._facts.check(each)
-        longer = [each.delay > self._facts.delay_in(each.queue) for each in made]
-        kept = [
-            _kept(each, now + each.delay, publication)
-            for each, publication, long in zip(made, publications, longer, strict=True)
-            if long
-        ]
+        longer = [at for at, each in enumerate(made) if each.delay > self._facts.delay_in(each.queue)]
+        sent = sorted(set(range(len(made))).difference(longer))
+        kept = [_kept(made[at], now + made[at].delay, parts.publications[at]) for at in longer]
         await self._keeping.delay(kept, self._facts.delay_in)
-        await self._outbox.put([each for each, long in zip(made, longer, strict=True) if not long])
+        parts.done.update(longer)
+        try:
+            await self._outbox.put([made[at] for at in sent])
+        except Exception as exc:
+            error = parts.failed(exc, sent)
+            if error is exc:
+                raise
+            raise error from exc
 
     def _sealed(self, publication: Publication, now: float) -> Sealed:
         delay = 0.0 if publication.due is None else max(0.0, publication.due - now)

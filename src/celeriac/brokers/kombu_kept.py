@@ -13,7 +13,15 @@ from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
-from celeriac.brokers.base import Broker, DeadLetter, Delayed, Delivery, Publication, Settlement
+from celeriac.brokers.base import (
+    Broker,
+    DeadLetter,
+    Delayed,
+    Delivery,
+    PartlyPublished,
+    Publication,
+    Settlement,
+)
 from celeriac.errors import BrokerUnavailable, MalformedMessage
 from celeriac.protocol import envelope
 from celeriac.protocol.exchanges import Binding, binding, is_fanout
@@ -186,14 +194,18 @@ class Keeping:
             await self._sleep(places)
             return
         found = [(each, _read(each.envelope)) for each in deliveries]
-        await self._send([kept for _, kept in found if kept is not None])
+        settlements = [_burial(each) for each, kept in found if kept is None]
+        sent = [each for each, kept in found if kept is not None]
+        error: Exception | None = None
+        try:
+            await self._send([kept for _, kept in found if kept is not None])
+        except PartlyPublished as exc:
+            sent, error = [sent[at] for at in exc.published], exc.error
         # After it is sent: a process that dies in between sends it twice, and none is lost.
-        await keeper.settle(
-            [
-                Settlement(each.tag, Action.ACKNOWLEDGE) if kept is not None else _burial(each)
-                for each, kept in found
-            ]
-        )
+        settlements += [Settlement(each.tag, Action.ACKNOWLEDGE) for each in sent]
+        await keeper.settle(settlements)
+        if error is not None:
+            raise error  # what was refused comes again when its lease ends
 
     async def _sleep(self, places: Sequence[str]) -> None:
         waiting: list[asyncio.Future[Any]] = [asyncio.ensure_future(self._poke.wait())]

@@ -8,7 +8,7 @@ import logging
 import time
 from collections.abc import Awaitable, Callable, Sequence
 
-from celeriac.brokers.base import Broker, Delivery, Settlement
+from celeriac.brokers.base import Broker, Delivery, PartlyPublished, Settlement
 from celeriac.brokers.kombu_names import Names, as_publication, outgoing
 from celeriac.brokers.kombu_sources.base import Outgoing, Taken
 from celeriac.errors import BrokerUnavailable
@@ -26,6 +26,9 @@ _LOOK = 5.0
 
 #: Seconds until a transport that is away is tried again.
 _RETRY = 1.0
+
+#: Seconds until it is given a message again that it has refused.
+_REFUSED = 30.0
 
 
 class Mover:
@@ -109,16 +112,50 @@ class Mover:
             deliveries = [each for each in deliveries if each.deliveries <= 1]
         if not deliveries:
             return 0
+        ended: dict[str, Settlement] = {}
+        try:
+            await self._send(deliveries, ended)
+        except BrokerUnavailable:
+            left = [each for each in deliveries if each.tag not in ended]
+            with contextlib.suppress(BrokerUnavailable):  # then they come back when their lease ends
+                await self._keeper.settle([*ended.values(), *(_later(each, _RETRY) for each in left)])
+            raise
+        await self._keeper.settle([*ended.values()])
+        return len(deliveries)
+
+    async def _send(self, deliveries: Sequence[Delivery], ended: dict[str, Settlement]) -> None:
+        """Put them into the transport, and say what becomes of each. What it refuses does not stop the others.
+
+        Raises BrokerUnavailable when it takes nothing at the moment.
+        """
         try:
             await self._put(self._messages(deliveries))
-        except BrokerUnavailable:
-            due = time.time() + _RETRY
-            back = [Settlement(each.tag, Action.REQUEUE, due=due, counted=False) for each in deliveries]
-            with contextlib.suppress(BrokerUnavailable):  # then they come back when their lease ends
-                await self._keeper.settle(back)
-            raise
-        await self._keeper.settle([Settlement(each.tag, Action.ACKNOWLEDGE) for each in deliveries])
-        return len(deliveries)
+        except (BrokerUnavailable, TypeError) as exc:
+            error: Exception = exc
+            if isinstance(exc, PartlyPublished):
+                error = exc.error
+                for at in exc.published:
+                    ended[deliveries[at].tag] = Settlement(deliveries[at].tag, Action.ACKNOWLEDGE)
+                deliveries = [each for at, each in enumerate(deliveries) if at not in exc.published]
+            if isinstance(error, BrokerUnavailable) and not error.permanent:
+                raise error from exc
+            if len(deliveries) > 1:
+                for each in deliveries:
+                    await self._send([each], ended)
+                return
+            for each in deliveries:
+                ended[each.tag] = self._refused(each, error)
+        else:
+            ended.update({each.tag: Settlement(each.tag, Action.ACKNOWLEDGE) for each in deliveries})
+
+    def _refused(self, delivery: Delivery, error: Exception) -> Settlement:
+        queue = self._names.public(delivery.queue)
+        if not isinstance(error, BrokerUnavailable):
+            logger.error("A delayed message for %s is a dead letter now: %s", queue, error)
+            return Settlement(delivery.tag, Action.DEAD_LETTER, reason=str(error))
+        # It may be a matter of rights or settings, which somebody will mend.
+        logger.warning("A delayed message for %s waits %g s more: %s", queue, _REFUSED, error)
+        return _later(delivery, _REFUSED)
 
     def _messages(self, deliveries: Sequence[Delivery]) -> list[Outgoing]:
         publications = []
@@ -126,3 +163,7 @@ class Mover:
             queue = self._names.public(each.queue)
             publications.append(as_publication(Taken(queue, each.envelope, None), queue))
         return outgoing(publications)
+
+
+def _later(delivery: Delivery, seconds: float) -> Settlement:
+    return Settlement(delivery.tag, Action.REQUEUE, due=time.time() + seconds, counted=False)

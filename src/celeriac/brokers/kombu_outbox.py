@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 
+from celeriac.brokers.kombu_partly import failure
 from celeriac.brokers.kombu_sources.held import Sealed
 from celeriac.errors import BrokerUnavailable
 
@@ -30,7 +31,10 @@ class Outbox:
         self._runner: asyncio.Task[None] | None = None
 
     async def put(self, messages: Sequence[Sealed]) -> None:
-        """Return when all of them are in the transport. Raises BrokerUnavailable for the first that is not."""
+        """Return when all of them are in the transport.
+
+        Raises BrokerUnavailable for the first that is not, and PartlyPublished where others are.
+        """
         if not messages:
             return
         future: asyncio.Future[None] = asyncio.get_running_loop().create_future()
@@ -70,14 +74,15 @@ class Outbox:
             raise
         start = 0
         for messages, future in batch:
-            error = next((failed[n] for n in range(start, start + len(messages)) if n in failed), None)
+            errors = {n: failed[start + n] for n in range(len(messages)) if start + n in failed}
             start += len(messages)
             if future.done():
                 continue
-            if error is None:
-                future.set_result(None)
+            if errors:
+                taken = set(range(len(messages))).difference(errors)
+                future.set_exception(failure(taken, _alike(next(iter(errors.values())))))
             else:
-                future.set_exception(_alike(error))
+                future.set_result(None)
 
 
 def _alike(error: BrokerUnavailable) -> BrokerUnavailable:

@@ -16,6 +16,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, Generic, TypeVar
 
+from celeriac.brokers.base import PartlyPublished
 from celeriac.brokers.kombu_sources.base import Source
 from celeriac.errors import BrokerUnavailable, CeleriacError
 
@@ -243,6 +244,10 @@ class _Lane(Generic[S]):
         call.began = time.monotonic()
         try:
             return call.run(self.source)
+        except PartlyPublished as exc:
+            if not exc.permanent:
+                self._close()
+            raise
         except _CALLERS:
             raise
         except Exception as exc:

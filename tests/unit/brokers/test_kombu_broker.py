@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from celeriac.brokers.base import Publication
+from celeriac.brokers.base import PartlyPublished, Publication
 from celeriac.brokers.kombu import KombuBroker
 from celeriac.brokers.kombu_sources.base import Outgoing, Source
 from celeriac.brokers.kombu_sources.filesystem import FilesystemSource
@@ -225,6 +225,35 @@ def put_with_eta(make_source: MakeSource, eta: str) -> None:
     source.open()
     source.put([Outgoing("contract", delayed)])
     source.close()
+
+
+async def test_what_the_transport_refuses_holds_up_no_other_delayed_message(
+    broker: KombuBroker, keeper: Keeper
+) -> None:
+    if "filesystem" not in broker.place:
+        pytest.skip("SQL takes whatever has a queue.")
+    soon = time.time() + 0.2
+    await broker.publish([publication("1", "no/file", due=soon), publication("2", due=soon)])
+
+    async with asyncio.timeout(LEASE / 2):
+        assert [name_of(each) for each in await collect(broker, 1)] == ["2"]
+        while not (letters := await broker.dead_letters("no/file")):
+            await asyncio.sleep(0.02)
+    assert [(each.task_id, each.queue) for each in letters] == [("1", "no/file")]
+    assert "file's name" in letters[0].reason
+    assert [each.id for each in await broker.dead_letters()] == [letters[0].id]
+
+
+async def test_says_which_of_a_batch_are_published(broker: KombuBroker) -> None:
+    if "filesystem" not in broker.place:
+        pytest.skip("SQL takes whatever has a queue.")
+    far = time.time() + 100
+    with pytest.raises(PartlyPublished, match="file's name") as caught:
+        await broker.publish([publication("1", "no/file"), publication("2", due=far), publication("3")])
+
+    # The files are written together, or none of them; what is delayed is in the keeper by then.
+    assert (caught.value.published, type(caught.value.error)) == ({1}, TypeError)
+    assert [name_of(each) for each in await broker.delayed("contract")] == ["2"]
 
 
 async def test_queues_and_dead_letters_of_others_are_not_seen(

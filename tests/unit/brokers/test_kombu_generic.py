@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 from kombu.transport import memory
 
+from celeriac.brokers.base import PartlyPublished
 from celeriac.brokers.kombu_sources.base import Outgoing
 from celeriac.brokers.kombu_sources.generic import GenericSource
 from celeriac.protocol.envelope import decode
@@ -69,3 +71,43 @@ def test_what_kombu_cannot_parse_is_not_lost(tmp_path: Path) -> None:
     assert [each.envelope for each in taken] == [b"{ no JSON", b"[1]", b""]
     source.finish(taken)
     source.close()
+
+
+class Unsteady(memory.Channel):
+    """A channel whose server is gone for one queue."""
+
+    def _get(self, queue: str) -> object:
+        return super()._get(self._steady(queue))
+
+    def _put(self, queue: str, message: object, **options: object) -> None:
+        super()._put(self._steady(queue), message, **options)
+
+    def _steady(self, queue: str) -> str:
+        if queue == "gone":
+            raise ConnectionResetError("it is gone")
+        return queue
+
+
+@pytest.fixture
+def unsteady(monkeypatch: pytest.MonkeyPatch, source: GenericSource) -> GenericSource:
+    monkeypatch.setattr(memory.Transport, "Channel", Unsteady)
+    source.close()
+    source.open()
+    return source
+
+
+def test_what_was_taken_before_the_server_was_gone_is_not_lost(unsteady: GenericSource) -> None:
+    unsteady.put([Outgoing("q", message(str(n))) for n in range(2)])
+    got: list[str] = []
+    for _ in range(2):  # whichever queue is first
+        with contextlib.suppress(ConnectionResetError):
+            got += names(unsteady, ["q", "gone"])
+    assert "0" in got
+    assert unsteady.size("q") == 2 - len(got)
+
+
+def test_says_which_were_put_before_the_server_was_gone(unsteady: GenericSource) -> None:
+    with pytest.raises(PartlyPublished, match="it is gone") as caught:
+        unsteady.put([Outgoing(queue, message("1")) for queue in ("q", "gone", "q")])
+    assert caught.value.published == {0}
+    assert unsteady.size("q") == 1

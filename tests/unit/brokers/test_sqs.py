@@ -7,7 +7,7 @@ import json
 import sys
 import threading
 import time
-from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Mapping, Sequence
 from datetime import UTC, datetime
 from http.server import BaseHTTPRequestHandler, HTTPServer
 from typing import Any
@@ -17,7 +17,7 @@ import kombu
 import pytest
 from tests.services import SQSServer
 
-from celeriac.brokers.base import Broker, Publication, Settlement
+from celeriac.brokers.base import Broker, PartlyPublished, Publication, Settlement
 from celeriac.brokers.kombu_held import HeldBroker
 from celeriac.brokers.kombu_sources.held import Sealed
 from celeriac.brokers.kombu_sources.sqs import SQSSource
@@ -252,6 +252,54 @@ def test_the_rest_of_a_batch_is_sent_when_one_is_refused(sqs: SQSServer, sqs_opt
     assert "SQS" in str(source.explained(failed[1]))
     assert {each.envelope for each in source.take(["raw"], 10, 1)} == {b"one", b"two"}
     source.close()
+
+
+class WithoutQueue(Impatient):
+    """SQS, as if it had nothing for one queue."""
+
+    def send(self, messages: Sequence[Sealed]) -> Mapping[int, Exception]:
+        good = [n for n, each in enumerate(messages) if each.queue != "refused"]
+        failed = super().send([messages[n] for n in good])
+        error = BrokerUnavailable("There is no such queue.")
+        error.permanent = True
+        missing = set(range(len(messages))).difference(good)
+        return {good[n]: refusal for n, refusal in failed.items()} | dict.fromkeys(missing, error)
+
+
+async def test_says_which_of_a_batch_are_published(connect: Connect) -> None:
+    broker = await connect(source=WithoutQueue)
+    far = time.time() + 100
+    batch = [publication("1"), publication("2", "refused"), publication("3"), publication("4", due=far)]
+    with pytest.raises(PartlyPublished, match="no such queue") as caught:
+        await broker.publish(batch)
+
+    assert (caught.value.published, caught.value.permanent) == ({0, 2, 3}, True)
+    assert sorted(name_of(each) for each in await collect(broker, 2)) == ["1", "3"]
+
+
+async def test_what_was_kept_is_sent_once_when_another_is_refused(
+    sqs: SQSServer, sqs_options: dict[str, Any], database_url: str
+) -> None:
+    refused: list[str] = []
+
+    class Counting(WithoutQueue):
+        def send(self, messages: Sequence[Sealed]) -> Mapping[int, Exception]:
+            refused.extend(each.queue for each in messages if each.queue == "refused")
+            return super().send(messages)
+
+    keeper = SQLBroker(database_url, lease=1.0)
+    broker = HeldBroker(lambda: Counting(sqs.url, options=sqs_options), keeper)
+    await broker.open()
+    due = time.time() + 1.5
+    await broker.publish([publication("1", due=due), publication("2", "refused", due=due)])
+
+    deliveries = await collect(broker, 1)
+    assert not await broker.settle(acknowledged(deliveries))
+    async with asyncio.timeout(10):
+        while len(refused) < 2:  # the leases in the keeper have ended
+            await asyncio.sleep(0.05)
+    assert not await receive(broker)
+    await broker.close()
 
 
 async def test_a_hundred_messages_go_by_tens(connect: Connect) -> None:

@@ -114,7 +114,8 @@ class Source(ABC):
     def put(self, messages: Sequence[Outgoing]) -> None:
         """Write the messages. Returns only when the transport has them durably.
 
-        Raises TypeError, before anything is written, for a message that the wire format cannot express.
+        Raises TypeError, before anything is written, for a message that the wire format cannot express, and
+        PartlyPublished where the transport has some of them and not the others: the thread does not put those again.
         """
 
     @abstractmethod

@@ -17,7 +17,7 @@ from kombu.exceptions import KombuError
 from kombu.transport import virtual
 from kombu.utils.json import dumps, loads
 
-from celeriac.brokers.base import Capabilities
+from celeriac.brokers.base import Capabilities, PartlyPublished
 from celeriac.brokers.kombu_sources.base import Outgoing, Source, Taken
 from celeriac.brokers.kombu_sources.envelopes import texts
 from celeriac.errors import ConfigurationError
@@ -102,9 +102,14 @@ class GenericSource(Source):
 
     def put(self, messages: Sequence[Outgoing]) -> None:
         """Put one message after the other, as kombu's producer does."""
-        for text, each in zip(texts(messages), messages, strict=True):
-            self._declare(each.queue)
-            self._channel._put(each.queue, loads(text))
+        for at, (text, each) in enumerate(zip(texts(messages), messages, strict=True)):
+            try:
+                self._declare(each.queue)
+                self._channel._put(each.queue, loads(text))
+            except Exception as exc:
+                if at:
+                    raise PartlyPublished(range(at), self.explained(exc)) from exc
+                raise
 
     def take(self, queues: Sequence[str], limit: int, wait: float) -> list[Taken]:
         """Take one message after the other, without acknowledging."""
@@ -123,12 +128,17 @@ class GenericSource(Source):
         left = [*queues[start:], *queues[:start]]
         taken: list[Taken] = []
         while left and len(taken) < limit:
-            for queue in list(left):
-                if len(taken) < limit:
-                    if (found := self._take_one(queue)) is None:
-                        left.remove(queue)
-                    else:
-                        taken.append(found)
+            for queue in list(left)[: limit - len(taken)]:
+                try:
+                    found = self._take_one(queue)
+                except Exception:
+                    if taken:  # they are nowhere else any more; what is wrong will be so again
+                        return taken
+                    raise
+                if found is None:
+                    left.remove(queue)
+                else:
+                    taken.append(found)
         return taken
 
     def _take_one(self, queue: str) -> Taken | None:

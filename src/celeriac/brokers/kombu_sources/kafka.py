@@ -10,12 +10,13 @@ import logging
 import re
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from functools import partial
 from typing import Any, TypeVar
 
 from confluent_kafka import Consumer, KafkaError, KafkaException, Message, Producer
 from confluent_kafka.admin import AdminClient
 
-from celeriac.brokers.base import Capabilities
+from celeriac.brokers.base import Capabilities, PartlyPublished
 from celeriac.brokers.kombu_sources import kafka_errors
 from celeriac.brokers.kombu_sources.base import Outgoing, Source, Taken
 from celeriac.brokers.kombu_sources.envelopes import texts
@@ -223,17 +224,35 @@ class KafkaSource(Source):
         return [each for each in taken if each.handle.record[0] >= starts[each.handle.place]]
 
     def _send(self, producer: Producer, records: Sequence[tuple[str, bytes]]) -> None:
+        confirmed: list[int] = []
         failures: list[KafkaError] = []
 
-        def delivered(error: KafkaError | None, _: Message) -> None:
-            if error is not None:
+        def delivered(at: int, error: KafkaError | None, _: Message) -> None:
+            if error is None:
+                confirmed.append(at)
+            else:
                 failures.append(error)
 
+        try:
+            self._produce(producer, records, delivered)
+            if failures:
+                raise KafkaException(failures[0])
+        except KafkaException as exc:
+            if confirmed:
+                raise PartlyPublished(confirmed, self.explained(exc)) from exc
+            raise
+
+    def _produce(
+        self,
+        producer: Producer,
+        records: Sequence[tuple[str, bytes]],
+        delivered: Callable[[int, KafkaError | None, Message], None],
+    ) -> None:
         deadline = time.monotonic() + self._settings.patience + 1.0
-        for topic, value in records:
+        for at, (topic, value) in enumerate(records):
             while True:
                 try:
-                    producer.produce(topic, value, on_delivery=delivered)
+                    producer.produce(topic, value, on_delivery=partial(delivered, at))
                     break
                 except BufferError:  # it holds as many as it may; those have a deadline, too
                     producer.poll(_SLICE)
@@ -244,8 +263,6 @@ class KafkaSource(Source):
             if away or time.monotonic() > deadline:
                 producer.purge()
                 raise KafkaException(KafkaError(KafkaError._MSG_TIMED_OUT))
-        if failures:
-            raise KafkaException(failures[0])
 
     def _notice(self, well: bool) -> None:
         """Say once that the servers are away, and once that they are back: consumers just wait for them."""

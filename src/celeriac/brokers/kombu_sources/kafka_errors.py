@@ -31,6 +31,11 @@ _RIGHTS = frozenset(
     ]
 )
 
+#: What is wrong with one message, and not with the servers.
+_MESSAGES = frozenset(
+    [KafkaError.MSG_SIZE_TOO_LARGE, KafkaError.RECORD_LIST_TOO_LARGE, KafkaError.INVALID_RECORD]
+)
+
 #: What the driver adds for those who look for its own faults.
 _ASIDE = re.compile(r"^\S+/(bootstrap|\d+): | \(after .*\)$")
 
@@ -69,6 +74,8 @@ def explained(exc: BaseException, heard: KafkaError | None, place: str) -> Broke
         )
     if code in _RIGHTS:
         return refused(f"Kafka at {place} does not let this user do that ({said}): grant it the permission.")
+    if code in _MESSAGES:
+        return refused(f"Kafka at {place} refused a message: {said}.")
     if code == KafkaError._SSL or "SSL" in said:
         return refused(
             f"There is no TLS connection to Kafka at {place} ({said}): check that the port speaks TLS, and "
