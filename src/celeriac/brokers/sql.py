@@ -51,7 +51,7 @@ class SQLBroker(Broker):
         self._opening = asyncio.Lock()
         self._opened: Database | None = None
         self._turn = 0
-        # Until when leases that have ended are left to their holders, and the stall because of which.
+        # Until when leases that have ended are left to their holders, and when the stall began because of which.
         self._spared_until = 0.0
         self._spared_for = 0.0
 
@@ -122,11 +122,11 @@ class SQLBroker(Broker):
     def _spares_leases(self, now: float) -> bool:
         """Whether not to take over what others hold: they could not renew it, as the database was held up.
 
-        Once in half a lease at most: a database that is slow all the time must not keep dead workers' tasks.
+        Not again within half a lease: a database that is slow all the time must not keep dead workers' tasks.
         """
         stall = self._database.last_stall()
-        if stall.until > self._spared_for + self.lease / 2:
-            self._spared_for = stall.until
+        if stall.began == self._spared_for or stall.until > self._spared_until + self.lease / 2:
+            self._spared_for = stall.began
             self._spared_until = (
                 stall.until + _MERCY + (self.lease / 12 if stall.took > self.lease / 2 else 0.0)
             )

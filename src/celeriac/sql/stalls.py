@@ -16,10 +16,15 @@ _LONGEST = 0.5
 
 
 class Stall(NamedTuple):
-    """A transaction that took long: until when, in epoch seconds, and how many seconds."""
+    """A transaction that took long, or takes long already: from when until when, in epoch seconds."""
 
+    began: float = 0.0
     until: float = 0.0
-    took: float = 0.0
+
+    @property
+    def took(self) -> float:
+        """Seconds."""
+        return self.until - self.began
 
 
 class Stalls:
@@ -42,5 +47,5 @@ class Stalls:
         """The last one; the one that is under way, if it takes long already."""
         now, began = time.time(), self._began
         if began is not None and now - began > _LONGEST:
-            return Stall(now, now - began)
+            return Stall(began, now)
         return self._last

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import sqlite3
 import threading
+import time
 from collections.abc import AsyncIterator
 
 import pytest
@@ -16,6 +17,7 @@ from celeriac.brokers.sql import SQLBroker
 from celeriac.errors import BrokerUnavailable
 from celeriac.protocol.message import Message
 from celeriac.sql import messages
+from celeriac.sql.stalls import Stall
 from celeriac.testing.contract.messages import collect, name_of, publication, receive
 
 
@@ -100,4 +102,37 @@ async def test_leases_that_nobody_could_renew_are_left_to_their_holders(database
     # A holder that is dead is found out a little later.
     again = await collect(broker, 2)
     assert [(name_of(each), each.deliveries) for each in again] == [("1", 2), ("2", 2)]
+    await broker.close()
+
+
+async def test_a_database_that_is_always_slow_does_not_keep_what_a_dead_worker_held(
+    database_url: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    broker = SQLBroker(database_url, lease=0.4)
+    await broker.open()
+    await broker.publish([publication("1")])
+    await receive(broker, 1)
+
+    def stalled() -> Stall:
+        now = time.time()
+        return Stall(now - 0.6, now)
+
+    monkeypatch.setattr(broker._database, "last_stall", stalled)
+    async with asyncio.timeout(5):
+        (again,) = await collect(broker, 1)
+    assert again.deliveries == 2
+    await broker.close()
+
+
+async def test_while_one_stall_lasts_the_leases_are_spared(
+    database_url: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    broker = SQLBroker(database_url, lease=3.0)
+    await broker.open()
+    stall = Stall(100.0, 100.6)
+    monkeypatch.setattr(broker._database, "last_stall", lambda: stall)
+    assert broker._spares_leases(100.6)
+    stall = Stall(100.0, 102.4)  # still the same
+    assert broker._spares_leases(102.4)
+    assert not broker._spares_leases(104.0)
     await broker.close()
