@@ -10,9 +10,9 @@ import asyncio
 import contextlib
 import logging
 from collections import deque
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 
-from celeriac.errors import StoreError, StoreUnavailable
+from celeriac.errors import StoreUnavailable
 from celeriac.stores.base import Store
 from celeriac.stores.records import Transition
 
@@ -46,7 +46,7 @@ class LateRecords:
         if self._writing is not None:
             self._writing.cancel()
             await asyncio.wait([self._writing])
-        with contextlib.suppress(StoreError):
+        with contextlib.suppress(StoreUnavailable):
             while self._waiting:
                 await self._write_batch()
         if self._waiting:
@@ -61,14 +61,24 @@ class LateRecords:
                     await self._write_batch()
             except StoreUnavailable:
                 delay = min(delay * 2, longest)
-            except StoreError as exc:
-                logger.warning("%d enqueued tasks were not recorded: %s", len(self._waiting), exc)
-                self._waiting.clear()
 
     async def _write_batch(self) -> None:
         batch = [self._waiting[place] for place in range(min(_BATCH, len(self._waiting)))]
-        await self._store.transition(batch)
+        await self._transition(batch)
         for transition in batch:
             # Others may have been pushed out of the queue meanwhile.
             if self._waiting and self._waiting[0] is transition:
                 self._waiting.popleft()
+
+    async def _transition(self, batch: Sequence[Transition]) -> None:
+        """Write; what the store refuses for good is given up, and costs no other. Raises StoreUnavailable."""
+        try:
+            await self._store.transition(batch)
+        except StoreUnavailable:
+            raise
+        except Exception as exc:  # noqa: BLE001 - whatever a store makes of one record, the others have to be written
+            if len(batch) == 1:
+                logger.warning("Task %s, which was enqueued, was not recorded: %s", batch[0].task_id, exc)
+                return
+            for each in batch:
+                await self._transition([each])

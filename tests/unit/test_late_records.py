@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Sequence
 from typing import Any
 
 import pytest
 from tests.services import RedisServer
 
 from celeriac import Celery, late_records
+from celeriac.errors import StoreError
+from celeriac.late_records import LateRecords
 from celeriac.stores.records import Transition
 
 
@@ -60,3 +62,33 @@ async def test_an_app_that_closes_tries_once_more(
         await asyncio.to_thread(redis_server.start)
     async with celery:
         assert (await handle.record()).args == ["ann"]
+
+
+class PickyStore:
+    """A store that refuses one record for good, by an error of whatever kind."""
+
+    def __init__(self, error: Exception) -> None:
+        self.error = error
+        self.taken: list[str] = []
+
+    async def transition(self, transitions: Sequence[Transition]) -> None:
+        if any(each.task_id == "bad" for each in transitions):
+            raise self.error
+        self.taken += [each.task_id for each in transitions]
+
+
+@pytest.mark.parametrize("error", [StoreError("no room for it"), UnicodeError("half a character")], ids=repr)
+@pytest.mark.parametrize("closing", [False, True])
+async def test_one_that_the_store_never_takes_costs_no_other(
+    error: Exception, closing: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(late_records, "_BACKOFF", (60.0, 60.0) if closing else (0.0, 0.0))
+    store: Any = PickyStore(error)
+    late = LateRecords(store)
+    late.add([Transition(task_id=task_id, state="PENDING", at=1.0) for task_id in ("a", "bad", "b")])
+    if not closing:
+        async with asyncio.timeout(5):
+            while store.taken != ["a", "b"]:
+                await asyncio.sleep(0)
+    await late.close()
+    assert store.taken == ["a", "b"]
