@@ -1,6 +1,7 @@
 # Everything needs Python 3.11 or newer with pip, and make; the rest is installed into .venv.
 
 PORT ?= 8000
+JOBS ?= 2
 PYTHON ?= $(firstword $(foreach name,python3 python3.14 python3.13 python3.12 python3.11,\
 	$(shell $(name) -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null && echo $(name))))
 
@@ -14,7 +15,7 @@ INPUTS := pyproject.toml constraints.txt examples/quickstart/requirements.txt
 
 help:
 	@echo "make run [PORT=8000]   start the quickstart: API, worker and schedule, at http://127.0.0.1:PORT"
-	@echo "make test [ARGS=...]   run the tests; ARGS goes to pytest"
+	@echo "make test [ARGS=...]   run the tests, two files at a time (JOBS=2); ARGS goes to pytest"
 	@echo "make chaos [ARGS=...]  kill and cut what runs, for an hour, and count what was lost; ARGS=--help says more"
 	@echo "make endurance         run 1,000,000 tasks over Redis, and print what memory and connections become; ARGS=--help says more"
 	@echo "make check             format, lint, types, import floors"
@@ -27,7 +28,7 @@ run: .venv/run.stamp
 	@cd examples/quickstart && exec ../../$(BIN)/celeriac dev main:app --port $(PORT)
 
 test: .venv/dev.stamp
-	$(BIN)/python -m pytest $(ARGS)
+	$(BIN)/python -m pytest --numprocesses $(JOBS) --dist loadfile $(ARGS)
 
 chaos: .venv/dev.stamp
 	$(BIN)/python -m tests.acceptance.chaos $(ARGS)

@@ -145,7 +145,7 @@ async def test_annotations_change_tasks(celery: Celery, body: Any) -> None:
         {"countdown": 0, "priority": 3, "shadow": "again", "headers": {"x": 1}, "time_limit": 30},
         {"eta": datetime.now(UTC) - timedelta(seconds=1)},
     ],
-    ids=str,
+    ids=" and ".join,
 )
 async def test_a_retry_takes_what_celerys_takes(celery: Celery, body: Any, options: Any) -> None:
     def flaky(self: Any) -> int:
