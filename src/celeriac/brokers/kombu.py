@@ -193,6 +193,7 @@ class KombuBroker(Broker):
                 await asyncio.wait((kept, gone), return_when=asyncio.FIRST_COMPLETED)
                 if kept.done():
                     kept.result()
+                self._pump.check()
             finally:
                 kept.cancel()
                 gone.cancel()
@@ -200,11 +201,11 @@ class KombuBroker(Broker):
     async def rest(self) -> None:
         """Nobody receives any more: give the transport back what was taken and not received."""
         await self._pump.stop()
-        if self._pump.surplus:
-            self._pump.surplus = 0
-            await self._mover.move(
-                [self._names.ready(queue) for queue in await self._known_queues()], fresh=True
-            )
+        left, self._pump.surplus = self._pump.surplus, 0
+        if left:
+            ready = [self._names.ready(queue) for queue in await self._known_queues()]
+            while left > 0 and (moved := await self._mover.move(ready, fresh=True)):
+                left -= moved
 
     async def settle(self, settlements: Sequence[Settlement]) -> Collection[str]:
         """End deliveries, after publishing what comes of them. Returns the void tags."""

@@ -47,6 +47,7 @@ class Pump:
         self._wanted: Counter[str] = Counter()
         self._watch: asyncio.Task[None] | None = None
         self._failed: set[asyncio.Event] = set()
+        self._failure: Exception | None = None
         #: How many to take while nobody has asked for a number.
         self._limit = 1
         #: How many were kept, and not received yet.
@@ -83,6 +84,12 @@ class Pump:
             if not self._wanted:
                 self._thread.wake()
 
+    def check(self) -> None:
+        """Raise what nobody expected and waiting has failed with, once."""
+        failure, self._failure = self._failure, None
+        if failure is not None:
+            raise failure
+
     async def stop(self) -> None:
         """Take no more. Returns when what was taken is kept and finished, or given back."""
         self._wanted.clear()
@@ -105,8 +112,10 @@ class Pump:
                 await self._step(list(self._wanted), self._limit, _WAIT)
         except BrokerUnavailable as exc:
             logger.debug("No longer waiting for messages: %s", exc)
-        except Exception:
-            logger.exception("Waiting for messages failed")
+        except Exception as exc:
+            self._failure = exc
+            if not self._failed:
+                logger.exception("Waiting for messages failed")
         for event in self._failed:
             event.set()
 
@@ -178,7 +187,7 @@ class Pump:
         try:
             await self._thread.run(lambda source: source.give_back(taken), deadline=_PATIENCE)
         except BrokerUnavailable as exc:
-            logger.warning("%d messages come back when their lease ends: %s", len(taken), exc)
+            logger.warning("%d messages come back later: %s", len(taken), exc)
 
     async def _finish(self) -> None:
         """Tell the transport what is kept. What it does not hear now it is told before the next taking."""
@@ -190,7 +199,8 @@ class Pump:
                     deadline=_PATIENCE,
                     again=True,
                 )
-            except BrokerUnavailable as exc:
+            except Exception as exc:  # noqa: BLE001 - a source that is at fault must not have it told never
                 self._unfinished += taken
-                logger.debug("The transport was not told of %d kept messages: %s", len(taken), exc)
+                level = logging.DEBUG if isinstance(exc, BrokerUnavailable) else logging.ERROR
+                logger.log(level, "The transport was not told of %d kept messages: %s", len(taken), exc)
                 return

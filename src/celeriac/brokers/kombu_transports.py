@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import partial
@@ -50,6 +51,7 @@ _DISTRIBUTIONS = {
     "MySQLdb": "mysqlclient",
     "azure": '"kombu[azureservicebus,azurestoragequeues]"',
     "google": '"kombu[gcpubsub]"',
+    "pgmq": '"kombu[pgmq]"',
     "psycopg2": "psycopg2-binary",
 }
 
@@ -68,6 +70,8 @@ _KAFKA = Transport(
     frozenset({"confluent_kafka"}),
     lacks=f"{_NO_BROADCASTS}, and it keeps no order by priority",
 )
+
+_LIBRARY = re.compile(r"([\w.-]+) library")
 
 #: The transports with a source of their own, by their scheme in lower case.
 TRANSPORTS: dict[str, Transport] = {
@@ -136,7 +140,7 @@ def source_class(url: str) -> type[Source]:
         found: type[Source] = getattr(importlib.import_module(module), name)
         found.load_driver(url)
     except ImportError as exc:
-        missing = (exc.name or "").partition(".")[0]
+        missing = (exc.name or _named(exc)).partition(".")[0]
         if missing == "celeriac":
             raise
         raise ConfigurationError(_missing(url, transport, missing)) from exc
@@ -181,6 +185,12 @@ def bridge(
         partial(source, url, options=options, lease=lease), keeper, lease=lease
     )
     return broker
+
+
+def _named(exc: ImportError) -> str:
+    """The package in a sentence of kombu's, which has no other name for it."""
+    found = _LIBRARY.search(str(exc))
+    return found[1] if found else ""
 
 
 def _missing(url: str, transport: Transport, missing: str) -> str:

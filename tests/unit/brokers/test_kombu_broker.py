@@ -12,7 +12,7 @@ import pytest
 
 from celeriac.brokers.base import PartlyPublished, Publication
 from celeriac.brokers.kombu import KombuBroker
-from celeriac.brokers.kombu_sources.base import Outgoing, Source
+from celeriac.brokers.kombu_sources.base import Outgoing, Source, Taken
 from celeriac.brokers.kombu_sources.filesystem import FilesystemSource
 from celeriac.brokers.kombu_sources.sqla import SQLAlchemySource
 from celeriac.brokers.sql import SQLBroker
@@ -189,6 +189,40 @@ async def test_who_rests_gives_back_what_it_has_not_started(
 
     assert await asyncio.to_thread(left) == 1
     assert [name_of(each) for each in await receive(broker)] == ["1"]
+
+
+async def test_who_rests_gives_back_more_than_goes_at_once(broker: KombuBroker, keeper: Keeper) -> None:
+    assert not await receive(broker, 150)
+    waiting = asyncio.ensure_future(broker.wait(["contract"]))
+    await asyncio.sleep(0.05)
+    await broker.publish([publication(str(n)) for n in range(150)])
+    await waiting
+
+    await broker.rest()
+
+    kept = f"{broker.place}#contract"
+    assert await keeper.size(kept) == 0
+    assert await broker.size("contract") == 150
+
+
+async def test_whoever_waits_is_told_what_nobody_expected(keeper: Keeper, tmp_path: Path) -> None:
+    calls: list[float] = []
+
+    class Faulty(FilesystemSource):
+        def take(self, queues: Sequence[str], limit: int, wait: float) -> list[Taken]:
+            if wait:
+                calls.append(wait)
+                raise TypeError("wait for nothing")
+            return super().take(queues, limit, wait)
+
+    folder = str(tmp_path / "faulty")
+    options = {"data_folder_in": folder, "data_folder_out": folder}
+    broker = KombuBroker(lambda: Faulty("filesystem://", options=options), keeper)
+    await broker.open()
+    with pytest.raises(TypeError, match="wait for nothing"):
+        await broker.wait(["contract"], 5)
+    await broker.close()
+    assert len(calls) == 1
 
 
 async def test_what_comes_before_its_eta_waits_in_the_keeper(

@@ -10,6 +10,7 @@ import pytest
 from kombu.transport import memory
 
 from celeriac.brokers.base import PartlyPublished
+from celeriac.brokers.kombu_names import unwrapped
 from celeriac.brokers.kombu_sources.base import Outgoing
 from celeriac.brokers.kombu_sources.generic import GenericSource
 from celeriac.protocol.envelope import decode
@@ -68,8 +69,14 @@ def test_what_kombu_cannot_parse_is_not_lost(tmp_path: Path) -> None:
 
     taken = source.take(["q"], 10, 0.0)
 
-    assert [each.envelope for each in taken] == [b"{ no JSON", b"[1]", b""]
-    source.finish(taken)
+    texts = [b"{ no JSON", b"[1]", b""]
+    assert [each.envelope for each in taken] == texts
+    source.finish(taken[:1])
+    source.give_back(taken[1:])
+    again = source.take(["q"], 10, 0.0)
+    assert {unwrapped(each.envelope) for each in again} == set(texts[1:])
+    source.finish(again)
+    assert source.take(["q"], 10, 0.0) == []
     source.close()
 
 
@@ -104,6 +111,24 @@ def test_what_was_taken_before_the_server_was_gone_is_not_lost(unsteady: Generic
             got += names(unsteady, ["q", "gone"])
     assert "0" in got
     assert unsteady.size("q") == 2 - len(got)
+
+
+def test_what_cannot_be_given_back_now_is_on_the_next_connection(unsteady: GenericSource) -> None:
+    unsteady.put([Outgoing("q", message(str(n))) for n in range(3)])
+    taken = unsteady.take(["q"], 3, 0.0)
+    unsteady.finish(taken[:1])
+    for each in taken:
+        each.queue = "gone"
+
+    with pytest.raises(ConnectionResetError):
+        unsteady.give_back(taken)
+    with pytest.raises(ConnectionResetError):
+        unsteady.close()
+    for each in taken:
+        each.queue = "q"
+    unsteady.open()
+
+    assert sorted(names(unsteady, ["q"])) == ["1", "2"]
 
 
 def test_says_which_were_put_before_the_server_was_gone(unsteady: GenericSource) -> None:

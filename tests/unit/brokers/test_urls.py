@@ -123,6 +123,9 @@ def test_kombus_transports_have_a_keeper(tmp_path: Path) -> None:
         ("sqla+", "must be sqla\\+ and a URL of SQLAlchemy's"),
         ("sqla+oracle://host/db", r"needs the package (\w+): pip install \1$"),
         ("librabbitmq://host", "write amqp:// for the same server"),
+        ("consul://host", "consul:// needs the package python-consul: pip install python-consul$"),
+        ("etcd://host", "etcd:// needs the package python-etcd: pip install python-etcd$"),
+        ("pgmq://host", 'pgmq:// needs the package pgmq: pip install "kombu\\[pgmq\\]"$'),
     ],
 )
 def test_what_a_transport_needs_is_named(url: str, sentence: str, monkeypatch: pytest.MonkeyPatch) -> None:

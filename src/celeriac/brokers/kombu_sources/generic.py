@@ -11,6 +11,7 @@ from collections.abc import Mapping, Sequence
 from queue import Empty
 from time import monotonic
 from typing import Any, ClassVar
+from uuid import uuid4
 
 from kombu.connection import Connection
 from kombu.exceptions import KombuError
@@ -18,6 +19,7 @@ from kombu.transport import virtual
 from kombu.utils.json import dumps, loads
 
 from celeriac.brokers.base import Capabilities, PartlyPublished
+from celeriac.brokers.kombu_names import raw
 from celeriac.brokers.kombu_sources.base import Outgoing, Source, Taken
 from celeriac.brokers.kombu_sources.envelopes import texts
 from celeriac.errors import ConfigurationError
@@ -50,18 +52,22 @@ class GenericSource(Source):
         self._channel: Any = None
         self._get: Any = None
         self._declared: set[str] = set()
-        self._unended: dict[str, Taken] = {}
+        # With the channel that each came from, if it has to be told what becomes of it.
+        self._unended: dict[str, tuple[Any, Taken]] = {}
+        self._returning: list[str] = []
         self._turn = 0
 
     @classmethod
     def load_driver(cls, url: str) -> None:
-        """Import the transport. Raises ModuleNotFoundError, or ConfigurationError for one without virtual channels."""
-        transport = Connection(url).get_transport_cls()
+        """Import the transport. Raises ImportError, or ConfigurationError for one without virtual channels."""
+        connection = Connection(url)
+        transport = connection.get_transport_cls()
         if not issubclass(transport, virtual.Transport):
             name = url.partition(":")[0]
             raise ConfigurationError(
                 f"kombu's {name} transport has no virtual channels, and celeriac no bridge to it."
             )
+        connection.create_transport()  # some miss their driver only now
 
     @property
     def identity(self) -> str:
@@ -84,15 +90,16 @@ class GenericSource(Source):
         self._channel.do_restore = False
         self._get = _tolerant(self._channel)
         self._declared.clear()
+        self._return()
 
     def close(self) -> None:
         """Give back what has not ended, and disconnect."""
         connection, self._connection = self._connection, None
         if connection is not None:
             try:
-                self.give_back(list(self._unended.values()))
-            finally:
-                self._unended.clear()
+                for handle in list(self._unended):
+                    self._put_back(handle)
+            finally:  # what could not be put is yet finished, or given back on the next connection
                 connection.release()
 
     def _declare(self, queue: str) -> None:
@@ -148,26 +155,44 @@ class GenericSource(Source):
         except Empty:
             return None
         if _RAW in payload:
-            return Taken(queue, payload[_RAW], None)
+            taken = Taken(queue, payload[_RAW], uuid4().hex)
+            self._unended[taken.handle] = None, taken
+            return taken
         message = self._channel.Message(dict(payload), channel=self._channel)
         self._channel.qos.append(message, message.delivery_tag)
         taken = Taken(queue, dumps(payload).encode(), message.delivery_tag)
-        self._unended[message.delivery_tag] = taken
+        self._unended[message.delivery_tag] = self._channel, taken
         return taken
 
     def finish(self, taken: Sequence[Taken]) -> None:
         """Acknowledge."""
-        for each in taken:
-            if self._unended.pop(each.handle, None) is not None:
-                self._channel.basic_ack(each.handle)
+        # All of them are done with, whatever becomes of the first: closing must give none of them back.
+        ended = [self._unended.pop(each.handle) for each in taken if each.handle in self._unended]
+        for channel, each in ended:
+            if channel is self._channel:
+                channel.basic_ack(each.handle)
 
     def give_back(self, taken: Sequence[Taken]) -> None:
-        """Put the messages anew, then acknowledge."""
-        for each in taken:
-            if self._unended.pop(each.handle, None) is not None:
-                assert isinstance(each.envelope, bytes)
-                self._channel._put(each.queue, loads(each.envelope))
-                self._channel.basic_ack(each.handle)
+        """Put the messages anew, then acknowledge: on the next connection where this one is gone."""
+        self._returning += [each.handle for each in taken]
+        self._return()
+
+    def _return(self) -> None:
+        while self._returning:
+            if self._returning[0] in self._unended:
+                self._put_back(self._returning[0])
+            del self._returning[0]
+
+    def _put_back(self, handle: str) -> None:
+        channel, taken = self._unended[handle]
+        assert isinstance(taken.envelope, bytes)
+        payload = _loads(taken.envelope)
+        if _RAW in payload:  # kombu writes nothing but JSON
+            payload = loads(*texts([Outgoing(taken.queue, raw(taken, taken.queue).message)]))
+        self._channel._put(taken.queue, payload)
+        del self._unended[handle]
+        if channel is self._channel:
+            channel.basic_ack(handle)
 
     def size(self, queue: str) -> int:
         """How many messages there are, as far as the transport can tell."""
