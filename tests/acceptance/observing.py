@@ -34,19 +34,22 @@ class Latency:
 async def measured_loop() -> AsyncIterator[Latency]:
     """Measure for how long at a time nothing else can run on the loop."""
     latency = Latency()
+    over = asyncio.Event()
 
     async def tick() -> None:
-        while True:
+        while not over.is_set():  # once at least, and to the end of what was measured
             computed, passed = time.thread_time(), time.perf_counter()
             await asyncio.sleep(0.002)
             latency.computed.append(time.thread_time() - computed)
             latency.passed.append(time.perf_counter() - passed - 0.002)
 
     ticking = asyncio.create_task(tick())
+    await asyncio.sleep(0)  # so that it has begun
     try:
         yield latency
     finally:
-        ticking.cancel()
+        over.set()
+        await ticking
 
 
 async def failed_enqueue(client: Celery) -> tuple[BaseException, float]:
