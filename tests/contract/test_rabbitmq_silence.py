@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import gc
 import time
 
+import pytest
 from aiormq.base import Base
 from tests.services import Proxy, RabbitMQServer
 
@@ -41,6 +43,32 @@ async def test_deliveries_are_given_up_when_the_server_gives_them_up(
                 assert isinstance(error, BrokerUnavailable)
         assert time.monotonic() - before < 6  # 10 by the driver's own patience
         await broker.close()
+
+
+async def test_the_server_is_asked_whether_a_delivery_is_still_ours(
+    rabbitmq: RabbitMQServer, rabbitmq_url: str
+) -> None:
+    async with Proxy(rabbitmq.host, rabbitmq.port) as proxy:
+        broker = AMQPBroker(through(proxy, rabbitmq_url, 60))
+        await broker.open()
+        await broker.publish([publication("1")])
+        [held] = await collect(broker, 1)
+        assert not await broker.renew([held.tag])
+        proxy.cut()
+        # As in a process that was stopped, and goes on before it has read that its connection has ended.
+        with contextlib.suppress(BrokerUnavailable):
+            assert await broker.renew([held.tag]) == [held.tag]
+        async with asyncio.timeout(20):
+            while await broker.renew([held.tag]) != [held.tag]:
+                await asyncio.sleep(0.01)
+        await broker.close()
+
+
+@pytest.mark.parametrize(("heartbeat", "sure"), [("2", 4.0), ("60", 30.0), ("0", 30.0)])
+def test_a_delivery_is_surely_ours_until_the_server_may_give_the_connection_up(
+    heartbeat: str, sure: float
+) -> None:
+    assert AMQPBroker(f"amqp://localhost?heartbeat={heartbeat}", lease=30.0).sure_for == sure
 
 
 async def test_connections_that_end_leave_nothing_behind(rabbitmq_url: str) -> None:

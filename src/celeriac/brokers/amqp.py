@@ -143,6 +143,11 @@ class AMQPBroker(Broker):
     def _consuming_lost(self) -> None:
         self._consuming.lose_all()
 
+    @property
+    def sure_for(self) -> float:
+        """A lease, or less where RabbitMQ gives up silent connections sooner."""
+        return min(self.lease, self._in.place.silence or self.lease)
+
     def renewer(self) -> None:
         """Nothing need be renewed."""
 
@@ -315,7 +320,13 @@ class AMQPBroker(Broker):
         return [each.tag for each, arrival in held if arrival is None]
 
     async def renew(self, tags: Sequence[str]) -> Collection[str]:
-        """Say which tags are void; there is nothing to renew."""
+        """Say which tags are void, after an answer of the server's: there is nothing to renew, but much to be heard.
+
+        Raises BrokerUnavailable.
+        """
+        self._check()
+        if any(self._consuming.holding(tag) is not None for tag in tags):
+            await self._in.ask()
         return [tag for tag in tags if self._consuming.holding(tag) is None]
 
     # -- looking ---------------------------------------------------------------------------------------------------

@@ -36,12 +36,18 @@ _PORTS = {"amqp": 5672, "amqps": 5671}
 
 
 class Place:
-    """Where a server is: the URL for the driver, how it may be shown, what TLS needs, how long to wait for it."""
+    """Where a server is: the URL for the driver, how it may be shown, what TLS needs, how long to wait for it.
 
-    def __init__(self, url: str, shown: str, tls: Mapping[str, Any] | None, patience: float) -> None:
+    ``silence``: seconds after which it gives up a connection that says nothing; zero if it never does.
+    """
+
+    def __init__(
+        self, url: str, shown: str, tls: Mapping[str, Any] | None, patience: float, silence: float
+    ) -> None:
         self.url, self.shown, self._tls = url, shown, tls
         #: Seconds that it may take to connect.
         self.patience = patience
+        self.silence = silence
 
     def context(self) -> ssl.SSLContext | None:
         """The TLS context of ``broker_use_ssl``, if that says more than that there is TLS. Reads files."""
@@ -90,7 +96,8 @@ def place_of(url: str, options: Mapping[str, Any], lease: float) -> Place:
     full = urlunsplit((scheme, f"{login}@{network}", path, urlencode(query), ""))
     shown = urlunsplit((scheme, network, "" if vhost == "/" else path, "", ""))
     patience = float(options.get("connect_timeout") or ANSWER_TIMEOUT)
-    return Place(full, shown, tls if isinstance(tls, Mapping) else None, patience)
+    silence = 2.0 * int(query["heartbeat"]) if query["heartbeat"].isdecimal() else 0.0
+    return Place(full, shown, tls if isinstance(tls, Mapping) else None, patience, silence)
 
 
 def _context(options: Mapping[str, Any]) -> ssl.SSLContext:
@@ -145,6 +152,12 @@ class Link:
             raise BrokerUnavailable(f"RabbitMQ at {self.place.shown} does not answer.") from None
         except DRIVER_ERRORS as exc:
             raise explained(exc, self.place.shown) from exc
+
+    async def ask(self) -> None:
+        """Return when the server has answered; what it has said before is known then. Raises BrokerUnavailable."""
+        channel = await self.channel()
+        with contextlib.suppress(*DRIVER_ERRORS):
+            await channel.close()
 
     async def _connect(self) -> Wire:
         async with self._making:

@@ -170,6 +170,11 @@ class Broker(ABC):
     #: Seconds that a delivery belongs to its consumer before it is delivered again, unless renewed.
     lease: float = 30.0
 
+    @property
+    def sure_for(self) -> float:
+        """Seconds that a delivery is its consumer's, although nobody has renewed it or heard of it."""
+        return self.lease
+
     @abstractmethod
     async def open(self) -> None:
         """Connect, and create what is missing. Safe to call twice."""
@@ -223,7 +228,10 @@ class Broker(ABC):
 
     @abstractmethod
     async def renew(self, tags: Sequence[str]) -> Collection[str]:
-        """Start the leases of these deliveries anew. Returns the tags that were void."""
+        """Start the leases of these deliveries anew. Returns the tags that were void.
+
+        Where there are no leases, what the server says of the connection is waited for.
+        """
 
     @abstractmethod
     def renewer(self) -> Broker | None:

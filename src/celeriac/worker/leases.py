@@ -77,10 +77,10 @@ class LeaseKeeper:
         """Whether somebody else may have the delivery by now: nobody has renewed its lease for as long as it lasts.
 
         So it is in a process or on a machine that stood still. The thread that renews wakes up with the loop, and
-        hears too late what was lost to keep it from starting.
+        hears too late what was lost to keep it from starting; so may who hears of the end of a connection.
         """
         since = self._held.get(tag)
-        return self._renewer is not None and (since is None or elapsed() - since >= self._broker.lease)
+        return since is None or elapsed() - since >= self._broker.sure_for
 
     async def confirm(self, tag: str) -> None:
         """Begin the delivery's lease anew, however long the broker takes to answer.

@@ -122,7 +122,7 @@ def _excused(one: Line, other: Line, deaths: Sequence[Death]) -> bool:
     """Whether whoever had the first start was dead at some time before the second, or who made the second was.
 
     A worker that is stopped between its last look at a task's lease and the task's first step takes that step when it
-    goes on; and on RabbitMQ it may start what it had before it hears that its connection has ended.
+    goes on; and RabbitMQ's restart, unlike its silence, may have cost it what it had any time before.
     """
     return any(
         (death.pid in (None, one.pid) and one.at <= death.until and death.at <= other.at)

@@ -12,6 +12,7 @@ import pytest
 
 from celeriac import Celery
 from celeriac.brokers.base import Settlement
+from celeriac.brokers.memory import MemoryBroker
 from celeriac.errors import BrokerUnavailable
 from celeriac.protocol.settlement import Action
 from celeriac.worker import leases
@@ -82,8 +83,11 @@ class Site:
         self.service.rates.limits["limited"].change(None)
 
 
-@pytest.fixture
-def site(monkeypatch: pytest.MonkeyPatch) -> Site:
+@pytest.fixture(params=["leases", "connections"])
+def site(monkeypatch: pytest.MonkeyPatch, request: pytest.FixtureRequest) -> Site:
+    """Where deliveries have leases that are renewed, and where they belong to connections."""
+    if request.param == "connections":
+        monkeypatch.setattr(MemoryBroker, "renewer", lambda _: None)
     return Site(monkeypatch)
 
 
