@@ -45,7 +45,7 @@ def list_letters(path: str, queue: str | None, limit: int, as_json: bool) -> Non
     letters = _run(path, lambda app: app.dead_letters(queue, limit))
     for letter in letters:
         shown = _shown(letter)
-        click.echo(json.dumps(shown) if as_json else "  ".join(str(value) for value in shown.values()))
+        click.echo(json.dumps(shown) if as_json else "  ".join(_printable(value) for value in shown.values()))
     if not letters and not as_json:
         click.echo("There are no dead letters.", err=True)
 
@@ -99,6 +99,16 @@ def _load(path: str) -> Celery:
     if not isinstance(app, Celery):
         raise click.ClickException(f"{path!r} is no app of celeriac's: it is {app!r}.")
     return app
+
+
+def _printable(value: object) -> str:
+    """Its text, in one line: whoever has written it must not move a terminal's cursor."""
+    text = str(value)
+    return text if text.isprintable() else "".join(_escaped(each) for each in text)
+
+
+def _escaped(character: str) -> str:
+    return character if character.isprintable() else character.encode("unicode_escape").decode()
 
 
 def _shown(letter: DeadLetter) -> dict[str, Any]:

@@ -12,7 +12,7 @@ from click.testing import CliRunner
 from tests.services import RedisServer
 
 from celeriac import Celery
-from celeriac.brokers.base import Settlement
+from celeriac.brokers.base import DeadLetter, Settlement
 from celeriac.cli import main
 from celeriac.errors import BrokerUnavailable
 from celeriac.protocol.settlement import Action
@@ -112,6 +112,22 @@ def test_the_commands(shop: list[str]) -> None:
     assert run("replay", *app, letters[0]["id"])[0] == 1
     assert run("replay", *app, "--all") == (0, "1 replayed.\n")
     assert "There are no dead letters." in run("list", *app)[1]
+
+
+def test_what_a_stranger_has_written_does_not_speak_to_the_terminal(
+    shop: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    letter = DeadLetter("7", "celery", "t", "half \ud800", "\x1b[2Jcleared\n8  forged", 1, 0.0, b"")
+
+    async def found(*_: object) -> list[DeadLetter]:
+        return [letter]
+
+    monkeypatch.setattr(Celery, "dead_letters", found)
+    app = ("-A", "dead_letter_shop.celery")
+    code, output = run("list", *app)
+    assert (code, output.count("\n")) == (0, 1)
+    assert output.endswith(r"half \ud800  t  1  \x1b[2Jcleared\n8  forged" + "\n")
+    assert json.loads(run("list", *app, "--json")[1])["reason"] == letter.reason
 
 
 @pytest.mark.parametrize(

@@ -257,7 +257,8 @@ class Keeping:
         Whoever looks at the same moment may bury one again before it is sent: then it is still there, and not counted.
         """
         keeper = await self._open()
-        wanted = [each for each in await self._letters(None, _MOST) if each[0].id in set(ids)]
+        asked = frozenset(ids)
+        wanted = [each for each in await self._letters(None, _MOST) if each[0].id in asked]
         replayed = 0
         for letter, kept in wanted:
             await keeper.replay([letter.id])
