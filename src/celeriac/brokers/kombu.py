@@ -22,10 +22,9 @@ from celeriac.brokers.base import (
     Received,
     Settlement,
 )
-from celeriac.brokers.exchanges import settlements_to_queues
 from celeriac.brokers.kombu_mover import Mover
 from celeriac.brokers.kombu_names import Names, outgoing
-from celeriac.brokers.kombu_partly import Parts
+from celeriac.brokers.kombu_partly import Parts, Successors
 from celeriac.brokers.kombu_pump import Pump
 from celeriac.brokers.kombu_sources.base import Outgoing, Source
 from celeriac.brokers.kombu_thread import SourceThread
@@ -76,6 +75,7 @@ class KombuBroker(Broker):
         self._taking = SourceThread(make_source, name="celeriac-take")
         self._pump = Pump(self._taking, keeper, self._names)
         self._mover = Mover(keeper, self._names, self._known_queues, self._put)
+        self._successors = Successors(self.publish)
         self._opening = asyncio.Lock()
         self._opened = False
         self._listed: set[str] = set()
@@ -211,13 +211,16 @@ class KombuBroker(Broker):
         """End deliveries, after publishing what comes of them. Returns the void tags."""
         self._check_open()
         if not any(each.publications for each in settlements):
-            return await self._keeper.settle(settlements)
+            late = await self._keeper.settle(settlements)
+            self._successors.forget(each.tag for each in settlements)
+            return late
         # Whoever is late publishes nothing; it may be late in between, and then the task comes of it twice.
         void = set(await self._keeper.renew([each.tag for each in settlements if each.publications]))
         valid = [each for each in settlements if each.tag not in void]
-        valid = list(await settlements_to_queues(self.bindings, valid))
-        await self.publish([new for each in valid for new in each.publications])
-        return void | set(await self._keeper.settle([replace(each, publications=()) for each in valid]))
+        await self._successors.publish(valid)
+        void |= set(await self._keeper.settle([replace(each, publications=()) for each in valid]))
+        self._successors.forget(each.tag for each in settlements)
+        return void
 
     async def renew(self, tags: Sequence[str]) -> Collection[str]:
         """Start the leases of these deliveries anew. Returns the void tags."""

@@ -16,11 +16,10 @@ from itertools import count
 from typing import NamedTuple
 
 from celeriac.brokers.base import Broker, DeadLetter, Delayed, Delivery, Publication, Received, Settlement
-from celeriac.brokers.exchanges import settlements_to_queues
 from celeriac.brokers.kombu_kept import Keeping, Kept
 from celeriac.brokers.kombu_leases import Leases
 from celeriac.brokers.kombu_outbox import Outbox
-from celeriac.brokers.kombu_partly import Parts
+from celeriac.brokers.kombu_partly import Parts, Successors
 from celeriac.brokers.kombu_polls import Arrival, Polls, arrivals
 from celeriac.brokers.kombu_sources.base import Outgoing
 from celeriac.brokers.kombu_sources.held import HeldSource, Sealed, eta_in, properties_in, sealed
@@ -69,6 +68,7 @@ class HeldBroker(Broker):
         self._polls = Polls(make, self._facts.longest_wait, self._facts.polling_interval)
         self._keeping = Keeping(keeper, self._facts.identity, self._send_kept)
         self._leases = Leases(self._facts.longest_hold, lease)
+        self._successors = Successors(self.publish)
         self._numbers = count(1)
         self._prefix = secrets.token_hex(4)
         self._room = 1
@@ -240,10 +240,9 @@ class HeldBroker(Broker):
     async def settle(self, settlements: Sequence[Settlement]) -> Collection[str]:
         """Send what deliveries leave behind, and then end them."""
         self._check()
-        settlements = await settlements_to_queues(self.bindings, settlements)
         held = await self._leases.ours(self._in, [each.tag for each in settlements])
         ours = [(each, held[each.tag]) for each in settlements if each.tag in held]
-        await self._succeed(ours)
+        await self._successors.publish([each for each, _ in ours])
         endings = await asyncio.gather(
             *(self._ending(each, arrival) for each, arrival in ours), return_exceptions=True
         )
@@ -253,14 +252,8 @@ class HeldBroker(Broker):
         await self._end([each for each in endings if isinstance(each, _Ending)])
         for each, _ in ours:
             self._leases.release(each.tag)
+        self._successors.forget(each.tag for each in settlements)
         return [each.tag for each in settlements if each.tag not in held]
-
-    async def _succeed(self, ours: Sequence[tuple[Settlement, Arrival]]) -> None:
-        """Publish what comes of deliveries, once, however often ending them has to be tried."""
-        parents = [(each, arrival) for each, arrival in ours if each.publications and not arrival.succeeded]
-        await self.publish([new for each, _ in parents for new in each.publications])
-        for _, arrival in parents:
-            arrival.succeeded = True
 
     async def _ending(self, settlement: Settlement, arrival: Arrival) -> _Ending:
         """What is to be done to the message, after whatever takes its place is there."""

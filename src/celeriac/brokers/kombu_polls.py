@@ -37,8 +37,6 @@ class Arrival:
     until: float
     #: The transport knows nothing of it although its lease had not ended: it has lost it, and nobody else has it.
     gone: bool = False
-    #: What its settlement leaves behind is in the transport already.
-    succeeded: bool = False
     #: It is for others again, by our own will.
     ended: bool = False
     #: A copy or a dead letter has taken its place.

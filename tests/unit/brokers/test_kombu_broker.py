@@ -4,19 +4,20 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import AsyncIterator, Callable, Sequence
+from collections.abc import AsyncIterator, Callable, Collection, Sequence
 from datetime import UTC, datetime
 from pathlib import Path
 
 import pytest
 
-from celeriac.brokers.base import PartlyPublished, Publication
+from celeriac.brokers.base import PartlyPublished, Publication, Settlement
 from celeriac.brokers.kombu import KombuBroker
 from celeriac.brokers.kombu_sources.base import Outgoing, Source, Taken
 from celeriac.brokers.kombu_sources.filesystem import FilesystemSource
 from celeriac.brokers.kombu_sources.sqla import SQLAlchemySource
 from celeriac.brokers.sql import SQLBroker
 from celeriac.errors import BrokerUnavailable
+from celeriac.protocol.settlement import Action
 from celeriac.testing.contract.messages import acknowledged, collect, message, name_of, publication, receive
 
 MakeSource = Callable[[], Source]
@@ -27,6 +28,7 @@ class Keeper(SQLBroker):
     """A keeper whose next publishes fail."""
 
     failures = 0
+    settle_failures = 0
     permanent = False
 
     async def publish(self, publications: Sequence[Publication]) -> None:
@@ -36,6 +38,12 @@ class Keeper(SQLBroker):
             error.permanent = self.permanent
             raise error
         await super().publish(publications)
+
+    async def settle(self, settlements: Sequence[Settlement]) -> Collection[str]:
+        if self.settle_failures:
+            self.settle_failures -= 1
+            raise BrokerUnavailable("The disk is slow.")
+        return await super().settle(settlements)
 
 
 @pytest.fixture
@@ -223,6 +231,21 @@ async def test_whoever_waits_is_told_what_nobody_expected(keeper: Keeper, tmp_pa
         await broker.wait(["contract"], 5)
     await broker.close()
     assert len(calls) == 1
+
+
+async def test_what_comes_of_a_delivery_is_published_once_however_often_it_is_settled(
+    broker: KombuBroker, keeper: Keeper
+) -> None:
+    await broker.publish([publication("1")])
+    (delivery,) = await receive(broker)
+    ending = Settlement(delivery.tag, Action.ACKNOWLEDGE, publications=(publication("2"), publication("3")))
+    keeper.settle_failures = 1
+
+    with pytest.raises(BrokerUnavailable, match="disk is slow"):
+        await broker.settle([ending])
+    assert not await broker.settle([ending])
+
+    assert [name_of(each) for each in await receive(broker)] == ["2", "3"]
 
 
 async def test_what_comes_before_its_eta_waits_in_the_keeper(

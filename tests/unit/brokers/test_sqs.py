@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import json
 import sys
 import threading
@@ -19,6 +20,7 @@ from tests.services import SQSServer
 
 from celeriac.brokers.base import Broker, PartlyPublished, Publication, Settlement
 from celeriac.brokers.kombu_held import HeldBroker
+from celeriac.brokers.kombu_sources.base import Outgoing, Taken
 from celeriac.brokers.kombu_sources.held import Sealed
 from celeriac.brokers.kombu_sources.sqs import SQSSource
 from celeriac.brokers.sql import SQLBroker
@@ -27,7 +29,7 @@ from celeriac.errors import BrokerUnavailable, ConfigurationError
 from celeriac.protocol.envelope import decode
 from celeriac.protocol.message import Message
 from celeriac.protocol.settlement import Action
-from celeriac.testing.contract.messages import acknowledged, collect, name_of, publication, receive
+from celeriac.testing.contract.messages import acknowledged, collect, message, name_of, publication, receive
 
 Connect = Callable[..., Awaitable[Broker]]
 
@@ -300,6 +302,25 @@ async def test_what_was_kept_is_sent_once_when_another_is_refused(
             await asyncio.sleep(0.05)
     assert not await receive(broker)
     await broker.close()
+
+
+def test_a_queue_that_fails_takes_nothing_from_the_others(
+    sqs: SQSServer, sqs_options: dict[str, Any]
+) -> None:
+    class Unsteady(SQSSource):
+        def _receive(self, queue: str, count: int, wait: int) -> list[Taken]:
+            if queue == "gone":
+                raise BrokerUnavailable("SQS is slow today.")
+            return super()._receive(queue, count, wait)
+
+    source = Unsteady(sqs.url, options=sqs_options)
+    source.put([Outgoing("there", message("1"))])
+    got: list[Taken] = []
+    for _ in range(2):  # whichever is first
+        with contextlib.suppress(BrokerUnavailable):
+            got += source.take(["there", "gone"], 20, 0)
+    source.close()
+    assert [each.deliveries for each in got] == [1]
 
 
 async def test_a_hundred_messages_go_by_tens(connect: Connect) -> None:

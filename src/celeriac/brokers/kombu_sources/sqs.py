@@ -172,7 +172,12 @@ class SQSSource(HeldSource):
                 share = min(TEN, math.ceil((limit - len(taken)) / others))
                 if share <= 0:
                     break
-                found = self._receive(queue, share, 0 if taken else int(wait))
+                try:
+                    found = self._receive(queue, share, 0 if taken else int(wait))
+                except (*DRIVER_ERRORS, BrokerUnavailable):
+                    if taken:  # nobody else could have them for a lease; what is wrong will be so again
+                        return taken
+                    raise
                 taken += found
                 if len(found) < share:
                     active.remove(queue)
