@@ -26,7 +26,7 @@ from celeriac.protocol.settlement import Action, Outcome, decide
 from celeriac.publisher import signal_after, signal_before
 from celeriac.worker.announce import perform
 from celeriac.worker.coroutines import wait_interruptibly
-from celeriac.worker.ending import Ending, HandedBack, ending_of
+from celeriac.worker.ending import Ending, HandedBack, LeaseLost, ending_of
 from celeriac.worker.execution import Execution
 from celeriac.worker.invoke import invoke, invoke_with_files
 from celeriac.worker.leases import LeaseKeeper
@@ -99,6 +99,9 @@ class Executor:
             ending = await self._run(execution, profile)
             if ending is None:
                 return
+        elif not await self._is_ours(execution):
+            self._reporter.ended(execution, ending_of(LeaseLost()))
+            return
         else:
             await self._record(execution, ending)
             if ending.state is not None:
@@ -117,6 +120,15 @@ class Executor:
         """From here on this context, and what is started from it, is the execution's."""
         enter_execution(execution)
         self._calls.propagation.restore(execution.message.headers)
+
+    async def _is_ours(self, execution: Execution) -> bool:
+        """Whether nobody else has the message by now, who may be running what is refused here."""
+        if self._leases.may_be_over(execution.delivery.tag):
+            try:
+                await self._leases.confirm(execution.delivery.tag)
+            except LeaseLost:
+                return False
+        return True
 
     async def _repeat_end(self, execution: Execution) -> None:
         """Settle what has ended before; the worker that ended it may have died before it told what follows."""

@@ -17,6 +17,7 @@ from celeriac.errors import BrokerUnavailable
 from celeriac.protocol.settlement import Action
 from celeriac.worker import leases
 from celeriac.worker.embedded import run_embedded
+from celeriac.worker.execution import Execution
 from celeriac.worker.service import Service
 
 
@@ -99,6 +100,20 @@ async def test_what_somebody_else_has_by_now_is_not_started_after_a_sleep(site: 
         assert await handle.result(5) == 2
         while site.service.runners:
             await asyncio.wait(list(site.service.runners), timeout=5)
+    assert site.starts == [1, 2]
+
+
+async def test_what_somebody_else_has_by_now_does_not_expire_here(
+    site: Site, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async with site.holding() as handle:
+        (execution,) = site.service.rates.waiting
+        lost = execution.delivery.tag
+        monkeypatch.setattr(Execution, "has_expired", property(lambda each: each.delivery.tag == lost))
+        await site.lose()
+        site.slept = 31.0
+        site.start()
+        assert await handle.result(5) == 2
     assert site.starts == [1, 2]
 
 
