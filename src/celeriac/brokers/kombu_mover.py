@@ -55,6 +55,7 @@ class Mover:
         self._task: asyncio.Task[None] | None = None
         self._poked = asyncio.Event()
         self._stopping = False
+        self._is_late = False
 
     def start(self) -> None:
         """Begin to move."""
@@ -79,10 +80,15 @@ class Mover:
             try:
                 later = [self._names.later(queue) for queue in await self._queues()]
                 moved = await self.move(later) if later else 0
-                if not moved:
+                if moved:
+                    self._is_late = False
+                else:
                     await self._sleep(later)
             except BrokerUnavailable as exc:
-                logger.debug("Delayed messages wait a little longer: %s", exc)
+                # Once for each outage: in a process without a worker nothing else would tell of it.
+                level = logging.DEBUG if self._is_late else logging.WARNING
+                self._is_late = True
+                logger.log(level, "Delayed messages wait a little longer: %s", exc)
                 await self._sleep([], _RETRY)
             except Exception:
                 logger.exception("Moving delayed messages failed")

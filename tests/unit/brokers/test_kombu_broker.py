@@ -178,6 +178,25 @@ async def test_a_transport_that_was_away_is_consumed_again(broker: KombuBroker, 
     waiting.cancel()
 
 
+async def test_delayed_messages_that_cannot_be_moved_are_told_of_once(
+    broker: KombuBroker, folder: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    if "sqla" in broker.place:
+        pytest.skip("A SQLite file that is open cannot be taken away; PostgreSQL is, elsewhere.")
+    await broker.publish([publication("1", due=time.time() + 0.2)])
+    take_away(folder)
+    async with asyncio.timeout(10):
+        while not any("Delayed messages wait" in each for each in caplog.messages):
+            await asyncio.sleep(0.05)
+        await asyncio.sleep(2.3)  # it is tried again each second
+    bring_back(folder)
+
+    assert [name_of(each) for each in await collect(broker, 1)] == ["1"]
+    told = [each for each in caplog.messages if "Delayed messages wait" in each]
+    assert len(told) == 1
+    assert "data_folder" in told[0]
+
+
 async def test_who_rests_gives_back_what_it_has_not_started(
     broker: KombuBroker, keeper: Keeper, make_source: MakeSource
 ) -> None:
