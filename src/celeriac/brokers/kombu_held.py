@@ -74,6 +74,11 @@ class HeldBroker(Broker):
         self._room = 1
         self._opened = False
 
+    @property
+    def sure_for(self) -> float:
+        """Half a lease: for the other half a message may have waited here for the worker."""
+        return self.lease / 2
+
     async def open(self) -> None:
         """Be ready; connections are made when they are needed. Safe to call twice."""
         if not self._opened:

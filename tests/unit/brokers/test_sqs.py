@@ -465,3 +465,15 @@ def test_a_missing_driver_is_named(monkeypatch: pytest.MonkeyPatch, database_url
     monkeypatch.setitem(sys.modules, "botocore", None)
     with pytest.raises(ConfigurationError, match=r'pip install "celeriac\[sqs\]"'):
         broker_for("sqs://", kept_in=database_url)
+
+
+async def test_what_has_waited_for_the_worker_is_surely_its_own_for_no_longer_than_its_lease(
+    connect: Connect,
+) -> None:
+    broker: Any = await connect(lease=30.0)
+    await broker.publish([publication("1")])
+    await broker.wait(["contract"], timeout=10)
+    (waiting,) = broker._polls._polls["contract"].ready
+    waiting.until -= 14.0  # it has waited for so long
+    (held,) = await receive(broker, 1)
+    assert broker._leases._held[held.tag].until - time.monotonic() >= broker.sure_for
