@@ -31,10 +31,8 @@ _RIGHTS = frozenset(
     ]
 )
 
-#: What is wrong with one message, and not with the servers.
-_MESSAGES = frozenset(
-    [KafkaError.MSG_SIZE_TOO_LARGE, KafkaError.RECORD_LIST_TOO_LARGE, KafkaError.INVALID_RECORD]
-)
+#: What is wrong with messages, and not with the servers. One by one they may be taken.
+_TOO_LARGE = frozenset([KafkaError.MSG_SIZE_TOO_LARGE, KafkaError.RECORD_LIST_TOO_LARGE])
 
 #: What the driver adds for those who look for its own faults.
 _ASIDE = re.compile(r"^\S+/(bootstrap|\d+): | \(after .*\)$")
@@ -74,8 +72,10 @@ def explained(exc: BaseException, heard: KafkaError | None, place: str) -> Broke
         )
     if code in _RIGHTS:
         return refused(f"Kafka at {place} does not let this user do that ({said}): grant it the permission.")
-    if code in _MESSAGES:
-        return refused(f"Kafka at {place} refused a message: {said}.")
+    if code in _TOO_LARGE:
+        return refused(
+            f"Kafka at {place} refused a message ({said}): send less, or raise max.message.bytes of the topic."
+        )
     if code == KafkaError._SSL or "SSL" in said:
         return refused(
             f"There is no TLS connection to Kafka at {place} ({said}): check that the port speaks TLS, and "
