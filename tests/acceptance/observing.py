@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import json
 import time
 from collections.abc import AsyncIterator, Awaitable
@@ -115,6 +116,36 @@ class Api:
                 if "STARTED" in line:
                     started.set()
         return names
+
+    async def watch(self, task_id: str, seen: asyncio.Event | None = None) -> list[tuple[int, str, str]]:
+        """A task's events, each with number, name and content, as a browser has them, which asks again where it was.
+
+        ``seen`` is set at the tenth value.
+        """
+        found: list[tuple[int, str, str]] = []
+        while not await self._watch_once(task_id, found, seen or asyncio.Event()):
+            await asyncio.sleep(0.05)
+        return found
+
+    async def _watch_once(self, task_id: str, found: list[tuple[int, str, str]], seen: asyncio.Event) -> bool:
+        """Whether the stream came to its end."""
+        headers = {"Last-Event-ID": str(found[-1][0])} if found else {}
+        event: dict[str, str] = {}
+        with contextlib.suppress(httpx.TransportError):
+            async with self.http.stream("GET", f"/tasks/{task_id}/events", headers=headers) as answer:
+                async for line in answer.aiter_lines():
+                    name, _, content = line.partition(": ")
+                    if name:
+                        event[name] = content
+                        continue
+                    if event.get("event") == "end":
+                        return True
+                    if "id" in event:
+                        found.append((int(event["id"]), event["event"], event["data"]))
+                        if event["event"] == "value" and int(event["data"]) >= 10:
+                            seen.set()
+                    event = {}
+        return False
 
     async def enqueue_again(self) -> None:
         """Enqueue, as often as it takes."""

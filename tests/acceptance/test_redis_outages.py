@@ -130,6 +130,37 @@ async def test_everybody_recovers(outage: Outage, site: Site, ledger: Ledger) ->
     assert "Traceback" not in process.output
 
 
+@pytest.mark.parametrize(
+    "outage", [each for each in OUTAGES if each.name in ("killed", "swallowed")], ids=str
+)
+async def test_a_stream_misses_and_reorders_nothing(outage: Outage, site: Site, ledger: Ledger) -> None:
+    _, (_, url) = await asyncio.gather(
+        asyncio.to_thread(ledger.start_worker), asyncio.to_thread(ledger.start_api)
+    )
+    door = ledger.folder / "door"
+    client, api = ledger.client, Api(url)
+    async with client, api.http:
+        counting = await client.enqueue("ledger.count_until", (str(door),))
+        before = asyncio.create_task(api.watch(counting.id, seen := asyncio.Event()))
+        await seen.wait()
+        await outage.begin(site)
+        during = asyncio.create_task(api.watch(counting.id))
+        await asyncio.sleep(0.5)  # while the task counts
+        await outage.end(site)
+        after = asyncio.create_task(api.watch(counting.id, back := asyncio.Event()))
+        await back.wait()
+        door.touch()
+        async with asyncio.timeout(20):
+            streams = await asyncio.gather(before, during, after)
+    for stream in streams:
+        numbers = [number for number, _, _ in stream]
+        assert numbers == sorted(set(numbers))
+        values = [int(data) for _, name, data in stream if name == "value"]
+        assert values == list(range(len(values)))
+        assert len(values) > 20
+    assert streams[0] == streams[1] == streams[2]
+
+
 async def test_everybody_follows_a_failover(tmp_path: Path, launcher: Launcher) -> None:
     with RedisSentinel() as sentinel:
         options = {"master_name": sentinel.name}

@@ -9,7 +9,9 @@ from __future__ import annotations
 import asyncio
 import json
 import os
+import sys
 import time
+from collections.abc import AsyncIterator
 from pathlib import Path
 from typing import Any
 
@@ -55,6 +57,18 @@ async def work_until(self: Any, path: str) -> str:
         await asyncio.sleep(0.02)
     note("end", task_id)
     return task_id
+
+
+@celery.task
+async def count_until(path: str) -> AsyncIterator[int]:
+    """Count until somebody makes this file, and ten further."""
+    number, last = 0, sys.maxsize
+    while number < last:
+        yield number
+        number += 1
+        await asyncio.sleep(0.01)
+        if last == sys.maxsize and Path(path).exists():  # noqa: ASYNC240 - nothing else runs here
+            last = number + 10
 
 
 @celery.task(bind=True)
