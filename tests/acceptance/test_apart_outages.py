@@ -16,7 +16,8 @@ from tests.acceptance.observing import failed_enqueue, measured_loop
 from tests.acceptance.outages import OUTAGES, Outage, Site
 
 from celeriac import Celery
-from celeriac.errors import BrokerUnavailable, PublishTimeout
+from celeriac.errors import BrokerUnavailable, PublishTimeout, StoreUnavailable, TaskNotFound
+from celeriac.handle import TaskHandle
 
 #: Seconds after which ``enqueue`` has returned or raised.
 DEADLINE = 1.0
@@ -66,6 +67,31 @@ async def test_a_store_that_is_away_does_not_keep_a_broker_from_taking_work(
         await apart.client.enqueue_many([apart.client.signature("ledger.work") for _ in range(3)])
         assert time.perf_counter() - before < 2 * DEADLINE + 0.5
         assert await apart.client.queue_size("celery") == 5
+
+
+@pytest.mark.parametrize("outage", QUICK, ids=str)
+async def test_rabbitmq_takes_work_while_its_store_is_away(outage: Outage, rabbitmq_url: str) -> None:
+    async with Site.open() as store:
+        client = Celery("client", broker=rabbitmq_url, backend=store.url, set_as_current=False)
+        client.conf.celeriac_publish_deadline = DEADLINE
+        async with client:
+            await client.enqueue("ledger.work")
+            async with trouble(outage, store):
+                before = time.perf_counter()
+                handle = await client.enqueue("ledger.work")
+                assert time.perf_counter() - before < DEADLINE + 0.5
+                assert await client.queue_size("celery") == 2
+            async with asyncio.timeout(10):
+                while await unrecorded(handle):
+                    await asyncio.sleep(0.05)
+
+
+async def unrecorded(handle: TaskHandle[object]) -> bool:
+    """Whether the store knows nothing of a task yet, or is not to be had."""
+    try:
+        return (await handle.record()).name != "ledger.work"
+    except (TaskNotFound, StoreUnavailable):  # a connection that has lost something is silent for 5 seconds
+        return True
 
 
 @pytest.mark.parametrize("outage", QUICK, ids=str)
