@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import secrets
+from collections import Counter
 from functools import partial
 
 import pytest
@@ -18,7 +19,10 @@ from celeriac.brokers.kombu_sources.zookeeper import ZooKeeperSource
 from celeriac.brokers.sql import SQLBroker
 from celeriac.testing.contract.broker import BrokerContract
 from celeriac.testing.contract.broker_fixtures import NewBroker, PublishEnvelope
-from celeriac.testing.contract.messages import collect, publication
+from celeriac.testing.contract.messages import collect, publication, receive
+
+#: Seconds after which something that should have happened has not.
+_PATIENCE = 20.0
 
 
 class OwnTopics(KafkaSource):
@@ -71,6 +75,19 @@ class TestKafka(BrokerContract):
         single = [(await collect(broker, 1, queues))[0].queue for _ in range(15)]
 
         assert set(single) == set(queues)
+
+    async def test_an_empty_queue_gives_its_turn_to_all_others(self, broker: Broker) -> None:
+        queues = ["empty", "first", "second"]
+        await broker.publish([publication(f"{queue}-{n}", queue) for queue in queues[1:] for n in range(20)])
+        # Whoever has been given one message of a topic has fetched all that was there.
+        async with asyncio.timeout(_PATIENCE):
+            for queue in queues[1:]:
+                while not await receive(broker, 1, [queue]):
+                    pass  # each call waits for Kafka
+
+        counts = Counter([delivery.queue for _ in range(6) for delivery in await receive(broker, 2, queues)])
+
+        assert counts == {"first": 6, "second": 6}
 
 
 class TestZooKeeper(BrokerContract):
