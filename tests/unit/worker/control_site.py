@@ -13,6 +13,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from celery import Celery
+from celery._state import _set_task_join_will_block
 from celery.events import EventReceiver
 from celery.worker import WorkController
 
@@ -108,6 +109,9 @@ class Site:
     def __init__(self, app: Celery, client: Celery, **options: Any) -> None:
         self.app, self.client = app, client
         self.controller = WorkController(app=app, hostname=HOST, pool="threads", concurrency=4)
+        _set_task_join_will_block(
+            False
+        )  # Celery takes the whole process for a worker's; here are other tests, too
         self.facade: ConsumerFacade = self.controller.consumer.facade
         self.worker: Worker = self.facade.actions
         self.control = ControlThread(
