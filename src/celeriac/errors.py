@@ -79,14 +79,19 @@ class BrokerError(CeleriacError):
 class BrokerUnavailable(BrokerError, ConnectionError):
     """The broker cannot be reached.
 
-    ``permanent`` means that waiting will not help: a damaged file, a missing right.
+    ``permanent`` means that waiting will not help: a damaged file, a missing right. ``unconfirmed`` means that the
+    broker may have got what was published, and has not said so.
     """
 
     permanent: bool = False
+    unconfirmed: bool = False
 
 
 class PublishTimeout(BrokerError, TimeoutError):
-    """The broker did not confirm before the deadline; the task may or may not have been enqueued."""
+    """The broker did not confirm before the deadline; the task may or may not have been enqueued.
+
+    Also raised, at once, where the connection ends on which the confirmation was waited for.
+    """
 
 
 class StoreError(CeleriacError):

@@ -55,7 +55,7 @@ class Publisher:
     async def publish(self, call: Call, deadline: float | None = None) -> None:
         """Publish, and return when the broker has confirmed.
 
-        Raises BrokerUnavailable, or PublishTimeout after ``deadline`` seconds.
+        Raises BrokerUnavailable, or PublishTimeout after ``deadline`` seconds, or where the connection ends before.
         """
         signal_before(call)
         await self._submit(call, self._deadline if deadline is None else deadline)
@@ -175,10 +175,16 @@ class Publisher:
                 ) from None
             complaint = StoreUnavailable("it did not answer before the deadline")
         except PartlyPublished as exc:
+            if _may_be_published(exc.error):
+                raise PartlyPublished(
+                    exc.published, await self._not_confirmed(exc.error, recorded, until)
+                ) from exc
             lost = [call for at, call in enumerate(calls) if at not in exc.published]
             await self._take_back(lost, recorded, until, former)
             raise
-        except Exception:
+        except Exception as exc:
+            if _may_be_published(exc):
+                raise await self._not_confirmed(exc, recorded, until) from exc
             await self._take_back(calls, recorded, until, former)
             raise
         if complaint is not None:
@@ -217,6 +223,15 @@ class Publisher:
         if complaint is None and _is_confirmed(published):
             complaint = await self._record(calls)
         return complaint
+
+    async def _not_confirmed(
+        self, exc: Exception, recorded: asyncio.Future[Exception | None], until: float
+    ) -> PublishTimeout:
+        """The error for tasks that the broker may have got. Their records stay, as they may yet run."""
+        await asyncio.wait([recorded], timeout=max(0.0, until - asyncio.get_running_loop().time()))
+        return PublishTimeout(
+            f"The broker did not confirm: {str(exc).rstrip('.')}; the task may or may not have been enqueued."
+        )
 
     async def _take_back(
         self,
@@ -278,6 +293,10 @@ def _is_confirmed(published: asyncio.Future[Any]) -> bool:
 
 def _ahead(calls: Sequence[Call]) -> list[Transition]:
     return [step for call in calls for step in call.ahead]
+
+
+def _may_be_published(exc: Exception) -> bool:
+    return isinstance(exc, BrokerUnavailable) and exc.unconfirmed
 
 
 def end_of(record: TaskRecord) -> Transition:

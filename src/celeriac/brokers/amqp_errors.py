@@ -10,7 +10,7 @@ from aiormq import exceptions as amqp
 
 from celeriac.errors import BrokerUnavailable
 
-__all__ = ["DRIVER_ERRORS", "explained", "is_other_arguments", "refused"]
+__all__ = ["DRIVER_ERRORS", "explained", "is_other_arguments", "refused", "unconfirmed"]
 
 #: All that the driver raises when a server or a connection fails.
 DRIVER_ERRORS = (amqp.AMQPError, ConnectionError, OSError, EOFError, asyncio.InvalidStateError, RuntimeError)
@@ -34,6 +34,11 @@ def explained(exc: BaseException, place: str) -> BrokerUnavailable:
         return exc
     if isinstance(exc, TimeoutError):
         return BrokerUnavailable(f"RabbitMQ at {place} does not answer.")
+    if isinstance(exc, asyncio.CancelledError):
+        # So the driver ends what waits for a connection whose heartbeat has stopped.
+        return BrokerUnavailable(
+            f"RabbitMQ at {place} has fallen silent, and the connection to it was given up."
+        )
     said = _said(exc)
     cause = exc.__cause__ or exc
     if is_other_arguments(exc):
@@ -65,6 +70,13 @@ def explained(exc: BaseException, place: str) -> BrokerUnavailable:
             f"What answers at {place} does not speak AMQP 0-9-1: check the port in the broker's URL."
         )
     return BrokerUnavailable(f"RabbitMQ at {place} cannot be reached: {said or type(exc).__name__}.")
+
+
+def unconfirmed(exc: BaseException, place: str) -> BrokerUnavailable:
+    """The error for what went wrong after messages were sent; the server may have them if it was the connection."""
+    error = explained(exc, place)
+    error.unconfirmed = not error.permanent and not isinstance(exc, amqp.AMQPChannelError)
+    return error
 
 
 def _other_arguments(said: str, place: str) -> str:

@@ -12,7 +12,7 @@ from aiormq import exceptions as amqp
 from aiormq.abc import ChannelFrame
 from pamqp import commands as spec
 
-from celeriac.brokers.amqp_errors import DRIVER_ERRORS, explained
+from celeriac.brokers.amqp_errors import DRIVER_ERRORS, explained, unconfirmed
 from celeriac.brokers.amqp_link import Link
 from celeriac.brokers.amqp_messages import frames
 from celeriac.errors import BrokerUnavailable
@@ -112,7 +112,8 @@ class Publishing:
                         confirms += await self._write(channel, payload, chunk)
                 await asyncio.wait(confirms)
         except DRIVER_ERRORS as exc:
-            raise explained(exc, self._link.place.shown) from exc
+            told = unconfirmed if confirms else explained
+            raise told(exc, self._link.place.shown) from exc
         finally:
             for each, confirm in zip(batch, confirms, strict=False):
                 if confirm.done() and not confirm.cancelled() and confirm.exception() is None:
@@ -178,7 +179,7 @@ class Publishing:
                 if not each.droppable:
                     refused.append(each)
             elif exc is not None:
-                raise explained(exc, self._link.place.shown) from exc
+                raise unconfirmed(exc, self._link.place.shown) from exc
         return refused
 
     async def _open(self) -> Channel:
