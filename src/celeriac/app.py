@@ -74,6 +74,8 @@ class Celery(HasTasks):
         }
         if broker_url.partition(":")[0] in config.AMQP_SCHEMES:
             defaults |= config.amqp_defaults(conf)
+        if broker_url.startswith("filesystem:"):
+            defaults |= config.FILESYSTEM_DEFAULTS
         if broker_url.startswith("memory:"):
             defaults["broker_transport"] = "celeriac-memory"
         if scheduler := config.default_scheduler(broker_url, chosen or defaults["result_backend"]):

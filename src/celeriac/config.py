@@ -23,6 +23,7 @@ __all__ = [
     "CELERY_DEFAULTS",
     "DEFAULT_BROKER_URL",
     "FASTAPI_APP",
+    "FILESYSTEM_DEFAULTS",
     "OWN_DEFAULTS",
     "REDIS_SCHEMES",
     "Settings",
@@ -135,6 +136,11 @@ def amqp_defaults(conf: Any) -> Mapping[str, Any]:
     """The defaults for RabbitMQ: plain Celery's where all queues are to have priorities, which quorum queues lack."""
     return {} if conf.task_queue_max_priority else AMQP_DEFAULTS
 
+
+#: kombu reads from another folder than it writes to, unless it is told otherwise: ``filesystem://`` alone shall do.
+FILESYSTEM_DEFAULTS = {
+    "broker_transport_options": {"data_folder_in": "data_out", "data_folder_out": "data_out"}
+}
 
 #: Celery's defaults, in seconds, of ``broker_heartbeat`` and ``broker_connection_timeout``.
 _CELERYS_HEARTBEAT, _CELERYS_CONNECTION_TIMEOUT = 120, 4

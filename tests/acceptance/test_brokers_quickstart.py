@@ -9,7 +9,6 @@ from collections.abc import Callable, Iterator
 from contextlib import ExitStack
 from dataclasses import dataclass, field
 from pathlib import Path
-from tempfile import TemporaryDirectory
 
 import pytest
 from tests.acceptance.processes import Launcher
@@ -64,11 +63,7 @@ def sqla(stack: ExitStack) -> Place:
 
 
 def filesystem(stack: ExitStack) -> Place:
-    folder = stack.enter_context(TemporaryDirectory())
-    options = {"data_folder_in": folder, "data_folder_out": folder}
-    return Place(
-        {"CELERY_BROKER_URL": "filesystem://"}, f"\ncelery.conf.broker_transport_options = {options!r}\n"
-    )
+    return Place({"CELERY_BROKER_URL": "filesystem://"})
 
 
 def kafka(stack: ExitStack) -> Place:

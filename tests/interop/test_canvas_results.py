@@ -75,6 +75,8 @@ def test_a_chain_is_a_row_of_children(place: Place) -> None:
     assert last.get(timeout=PATIENCE) == 4
 
     first = last.parent.parent
+    # A stock worker publishes what follows before it stores the result: the last may be there first.
+    assert [each.get(timeout=PATIENCE) for each in (first, last.parent)] == [2, 3]
     assert first.children == [last.parent]
     assert last.parent.children == [last]
     assert first.get_leaf() == 4

@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import asyncio
 import logging
+from pathlib import Path
 from typing import Any
 
 import pytest
 
 from celeriac import Celery
 from celeriac.errors import ConfigurationError
+from celeriac.worker.embedded import run_embedded
 
 
 @pytest.fixture(autouse=True)
@@ -97,3 +100,18 @@ def test_a_place_for_records_is_not_asked_for_by_other_result_backends() -> None
 def test_rpc_is_for_rabbitmq(url: str) -> None:
     with pytest.raises(ConfigurationError, match="for RabbitMQ alone"):
         _ = loaded(broker_url=url, result_backend="rpc://").settings
+
+
+async def test_files_need_nothing_but_their_url(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """kombu writes to one folder and reads from another, unless it is told otherwise."""
+    monkeypatch.chdir(tmp_path)
+    app = loaded(broker_url="filesystem://")
+
+    @app.task
+    async def add(a: int, b: int) -> int:
+        return a + b
+
+    async with asyncio.timeout(20), app:
+        handle = await add.enqueue(1, 2)
+        async with run_embedded(app, concurrency=2):
+            assert await handle.result() == 3

@@ -20,6 +20,7 @@ from uuid import uuid4
 from celeriac.brokers.base import Capabilities
 from celeriac.brokers.kombu_sources.base import Outgoing, Source, Taken
 from celeriac.brokers.kombu_sources.envelopes import fair_share, texts
+from celeriac.config import working_folder
 from celeriac.errors import BrokerUnavailable
 
 __all__ = ["FilesystemSource"]
@@ -60,10 +61,13 @@ class FilesystemSource(Source):
     def __init__(self, url: str, *, options: Mapping[str, Any] | None = None, lease: float = 30.0) -> None:
         super().__init__(url, options=options, lease=lease)
         # A relative folder is where the process was started, whatever folder it changes to.
-        self._in = Path(self.options.get("data_folder_in") or "data_in").absolute()
-        self._out = Path(self.options.get("data_folder_out") or "data_out").absolute()
+        here = Path(working_folder())
+        out = self.options.get("data_folder_out") or "data_out"
+        self._out = here / out
+        # kombu's default is another folder, from which nobody would ever read what is published.
+        self._in = here / (self.options.get("data_folder_in") or out)
         processed = self.options.get("processed_folder") or "processed"
-        self._processed = Path(processed).absolute() if self.options.get("store_processed") else None
+        self._processed = here / processed if self.options.get("store_processed") else None
         self._taken = self._in / _TAKEN
         self._numbers = itertools.count()
         self._own = uuid4().hex
