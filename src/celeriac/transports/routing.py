@@ -16,6 +16,9 @@ __all__ = ["binding", "draft", "draft_again", "expiry", "matching"]
 #: Seconds after which a message in a queue that may vanish is litter, when the queue has no TTL of its own.
 _LITTER_AFTER = 86_400.0
 
+#: Seconds for which a task that has expired is left to the workers, whose records and events tell of it.
+_GRACE = 60.0
+
 
 def draft(message: Mapping[str, Any], queue: str, now: float) -> Draft:
     """The draft of an augmented kombu message, whose delivery waits for the task's ETA when that is yet to come."""
@@ -28,7 +31,7 @@ def draft(message: Mapping[str, Any], queue: str, now: float) -> Draft:
         due=due if due is not None and due > now else None,
         task_id=_text(headers.get("id")),
         task=_text(headers.get("task")),
-        expires=_expiration(properties.get("expiration"), now),
+        expires=_expiration(properties.get("expiration"), now + (_GRACE if headers.get("task") else 0.0)),
     )
 
 
