@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import json
 import shutil
+import signal
+import sqlite3
 import time
 from collections import Counter
 from collections.abc import Callable, Mapping
@@ -73,6 +76,13 @@ class Ledger:
         api = self.run("uvicorn", "ledger_api:app", "--port", str(port))
         wait_until_up(f"{url}/docs", api)
         return api, url
+
+    def stop_between_writes(self, process: Process) -> None:
+        """Stop a process (SIGSTOP) while it does not hold the database's lock, which would keep all others waiting."""
+        with contextlib.closing(sqlite3.connect(self.folder / "celery.db", timeout=30)) as connection:
+            if "CELERY_BROKER_URL" not in self.env:
+                connection.execute("BEGIN IMMEDIATE")
+            process.signal(signal.SIGSTOP)
 
     def lines(self, what: str) -> Counter[str]:
         """How often each task has written ``start`` or ``end``."""

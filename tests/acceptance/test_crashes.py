@@ -145,7 +145,7 @@ async def test_a_worker_that_was_stopped_does_not_start_what_somebody_else_has_b
         async with asyncio.timeout(1):
             while await ledger.client.queue_size("celery"):
                 await asyncio.sleep(0.02)
-        stopped.signal(signal.SIGSTOP)
+        ledger.stop_between_writes(stopped)
         may_start = time.monotonic() + 2.0
         await asyncio.to_thread(ledger.start_worker, "-n", "two@%h")
         await finish_all(ledger, ids)
