@@ -6,6 +6,7 @@ import asyncio
 import json
 import time
 from collections.abc import Iterator
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +14,7 @@ import celery
 import pytest
 from tests.acceptance.ledger import Ledger, until
 from tests.acceptance.processes import Launcher
-from tests.services import Proxy, SQSServer
+from tests.services import Proxy, SQSServer, missing
 
 from celeriac.brokers.urls import load_driver
 
@@ -60,7 +61,8 @@ def ledger(sqs: SQSServer, sqs_options: dict[str, Any], tmp_path: Path, launcher
 async def test_a_stock_worker_runs_what_we_enqueue(
     ledger: Ledger, sqs: SQSServer, sqs_options: dict[str, Any], tmp_path: Path
 ) -> None:
-    pytest.importorskip("pycurl", reason="kombu's workers need it for SQS")
+    if find_spec("pycurl") is None:
+        missing("pycurl is not installed, which kombu's workers need for SQS")
     (tmp_path / "stock.py").write_text(STOCK.format(url=sqs.url, options=sqs_options))
     due = time.time() + 2
     async with ledger.client as client:

@@ -2,10 +2,6 @@
 
 from __future__ import annotations
 
-import pytest
-
-pytest.importorskip("confluent_kafka")
-
 from celeriac.brokers.kombu_sources.kafka_offsets import Partition
 
 
