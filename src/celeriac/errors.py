@@ -80,11 +80,13 @@ class BrokerUnavailable(BrokerError, ConnectionError):
     """The broker cannot be reached.
 
     ``permanent`` means that waiting will not help: a damaged file, a missing right. ``unconfirmed`` means that the
-    broker may have got what was published, and has not said so.
+    broker may have got what was published, and has not said so. ``why`` is the reason where it is known, without
+    anything that strangers should not read: no host, no user, no path.
     """
 
     permanent: bool = False
     unconfirmed: bool = False
+    why: str | None = None
 
 
 class PublishTimeout(BrokerError, TimeoutError):
@@ -101,10 +103,11 @@ class StoreError(CeleriacError):
 class StoreUnavailable(StoreError, ConnectionError):
     """The store cannot be reached.
 
-    ``permanent`` means that waiting will not help.
+    ``permanent`` means that waiting will not help. ``why`` is the reason, as that of BrokerUnavailable.
     """
 
     permanent: bool = False
+    why: str | None = None
 
 
 class MalformedMessage(CeleriacError, ValueError):

@@ -16,7 +16,7 @@ from celeriac.brokers.waiting import until_due
 from celeriac.errors import BrokerUnavailable
 from celeriac.protocol.exchanges import Binding
 from celeriac.sql import bindings as bindings_table
-from celeriac.sql import messages
+from celeriac.sql import leases, messages
 from celeriac.sql.database import Database
 from celeriac.sql.engine import absolute_url
 
@@ -112,6 +112,9 @@ class SQLBroker(Broker):
 
         def take(connection: Connection) -> tuple[list[messages.Taken], float | None]:
             now = time.time()
+            if self._database.failing:
+                # Nobody could renew. That this is written says that they can now, and all processes see it.
+                leases.spare(connection, now, now + _MERCY)
             spared = self._spares_leases(now)
             taken = messages.take(connection, fair, limit, self.lease, now, spare_leases=spared)
             return taken, messages.next_due(connection)

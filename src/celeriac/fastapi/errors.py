@@ -92,7 +92,7 @@ def _answer(exc: Exception, kind: _Kind, *, include_traceback: bool = False) -> 
     if kind.retry_after is not None:
         # A driver's message may name hosts and users: those go to the log alone.
         _log.warning("%s: %s", kind.title, exc)
-        detail = str(type(exc)())
+        detail = getattr(exc, "why", None) or str(type(exc)())
         headers["Retry-After"] = str(kind.retry_after)
     more: dict[str, Any] = {"task_id": getattr(exc, "task_id", None)}
     if isinstance(exc, errors.InvalidArguments):
@@ -195,4 +195,5 @@ async def _handle(_request: Request, exc: Exception) -> Response:
 
 
 async def _handle_stock(request: Request, exc: Exception) -> Response:
-    return await _handle(request, errors.BrokerUnavailable(str(exc)))
+    ours = exc.__cause__ if isinstance(exc.__cause__, errors.BrokerUnavailable) else None
+    return await _handle(request, ours or errors.BrokerUnavailable(str(exc)))

@@ -154,6 +154,11 @@ class Database:
         """When this process could last not write for a while. To be asked in a write, too, which may be the one."""
         return self._opened().stalls.last()
 
+    @property
+    def failing(self) -> bool:
+        """Whether the database did not let this process's last write happen."""
+        return self._opened().stalls.failing
+
     def on_change(self, callback: Callable[[], None]) -> Callable[[], None]:
         """Call back on this loop after any process has committed, now and then without reason. Returns what
         ends it.

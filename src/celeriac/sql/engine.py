@@ -194,9 +194,22 @@ _PERMANENT = frozenset(
 )
 
 
+#: What strangers may be told of what passes.
+_WHY = {
+    sqlite3.SQLITE_FULL: "The disk of the database is full.",
+    sqlite3.SQLITE_BUSY: "The database is locked.",
+    sqlite3.SQLITE_LOCKED: "The database is locked.",
+}
+
+#: Bytes that SQLite needs at once, for the index of its log; below that it fails in ways that do not say why.
+_LEAST_SPACE = 1 << 16
+
+
 def unavailable(exc: BaseException, engine: Engine) -> BrokerUnavailable:
     """The one clear sentence for a database that does not do its work."""
     code = _code(exc)
+    if code in (sqlite3.SQLITE_CANTOPEN, sqlite3.SQLITE_IOERR) and _is_full(str(engine.url.database)):
+        code = sqlite3.SQLITE_FULL
     if code in (sqlite3.SQLITE_NOTADB, sqlite3.SQLITE_CORRUPT):
         hint = "the file is damaged or no SQLite database. Move it away, or restore a backup."
     elif code == sqlite3.SQLITE_CANTOPEN:
@@ -213,7 +226,17 @@ def unavailable(exc: BaseException, engine: Engine) -> BrokerUnavailable:
         hint = f"{exc.orig if isinstance(exc, DBAPIError) else exc}"
     error = _unusable(engine, hint)
     error.permanent = code in _PERMANENT
+    error.why = None if code is None else _WHY.get(code)
     return error
+
+
+def _is_full(path: str) -> bool:
+    """Whether nothing can be written beside the file."""
+    try:
+        status = os.statvfs(PurePath(path).parent)
+    except (OSError, AttributeError):  # no such folder, or Windows
+        return False
+    return status.f_bavail * status.f_frsize < _LEAST_SPACE
 
 
 def _unusable(engine: Engine, hint: str) -> BrokerUnavailable:

@@ -1,4 +1,5 @@
-"""Notices that this process could not write for a while: somebody held the lock for long, or the process was stopped.
+"""Notices that this process could not write for a while: somebody held the lock for long, the disk was full, or the
+process was stopped.
 
 Then nobody could renew a lease either, so that those which ended meanwhile say nothing about their holders.
 """
@@ -8,6 +9,8 @@ from __future__ import annotations
 import time
 from collections.abc import Callable
 from typing import NamedTuple
+
+from celeriac.errors import BrokerUnavailable
 
 __all__ = ["Stall", "Stalls"]
 
@@ -33,12 +36,19 @@ class Stalls:
     def __init__(self) -> None:
         self._began: float | None = None
         self._last = Stall()
+        #: Whether the database did not let the last transaction happen.
+        self.failing = False
 
     def timed(self, transact: Callable[[], None]) -> None:
         """Run a transaction, and see how long it takes."""
         self._began = time.time()
         try:
             transact()
+        except BrokerUnavailable:
+            self.failing = True
+            raise
+        else:
+            self.failing = False
         finally:
             self._last = self.last()
             self._began = None

@@ -293,5 +293,5 @@ def _store_errors() -> Iterator[None]:
         yield
     except BrokerUnavailable as exc:
         error = StoreUnavailable(str(exc))
-        error.permanent = exc.permanent
+        error.permanent, error.why = exc.permanent, exc.why
         raise error from exc

@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from celery.utils.log import get_logger
 
 from celeriac.brokers.base import Broker, Delivery
+from celeriac.config import Settings
 from celeriac.errors import BrokerUnavailable
 from celeriac.protocol.exchanges import Binding
 from celeriac.timing import elapsed
@@ -106,6 +107,13 @@ class Patience:
         if not (self.later if started else self.on_startup):
             return False
         return self.attempts is None or failures <= self.attempts
+
+    @classmethod
+    def of(cls, settings: Settings) -> Patience:
+        """The patience that the app's settings ask for."""
+        return cls(
+            settings.connection_retry_on_startup, settings.connection_retry, settings.connection_max_retries
+        )
 
 
 class Fetcher:

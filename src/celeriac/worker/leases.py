@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import logging
 import threading
 from collections.abc import Callable, Collection, Sequence
 
@@ -25,6 +26,9 @@ logger = get_logger(__name__)
 
 #: Seconds between two questions to a broker that does not answer: first, and at most.
 _BACKOFF = (0.05, 2.0)
+
+#: Seconds at most before leases that the broker did not renew are renewed: less than it spares them after an outage.
+_AGAIN = 0.5
 
 
 class LeaseKeeper:
@@ -121,22 +125,37 @@ class LeaseKeeper:
     async def _keep(self, broker: Broker) -> None:
         self._own_loop, self._stopping = asyncio.get_running_loop(), asyncio.Event()
         self._ready.set()
-        opened = False
+        opened = failed = False
         try:
             while not self._stopping.is_set():
+                pause = self._interval / 4
                 with contextlib.suppress(TimeoutError):
-                    await asyncio.wait_for(self._stopping.wait(), self._interval / 4)
-                if due := self._due():
-                    try:
-                        if not opened:
-                            await broker.open()
-                            opened = True
-                        await self._renew(broker, due)
-                    except BrokerUnavailable as exc:
-                        logger.error("The leases of %d deliveries were not renewed: %s", len(due), exc)
+                    await asyncio.wait_for(self._stopping.wait(), min(pause, _AGAIN) if failed else pause)
+                if not (due := self._due()):
+                    failed = False
+                    continue
+                try:
+                    if not opened:
+                        await broker.open()
+                        opened = True
+                    await self._renew(broker, due)
+                except BrokerUnavailable as exc:
+                    self._report(exc, len(due), again=failed)
+                    failed = True
+                else:
+                    failed = False
         finally:
             if opened:
                 await broker.close()
+
+    def _report(self, exc: BrokerUnavailable, count: int, *, again: bool) -> None:
+        """Once per outage; what else the worker asks the broker for says how it goes on."""
+        logger.log(
+            logging.DEBUG if again else logging.ERROR,
+            "The leases of %d deliveries were not renewed: %s",
+            count,
+            exc,
+        )
 
     def _due(self) -> list[str]:
         before = elapsed() - self._interval

@@ -18,6 +18,7 @@ from celeriac.routing import bindings_of
 from celeriac.worker.actions import Actions
 from celeriac.worker.autoscale import Autoscaler
 from celeriac.worker.background import follow_cancellations, trim
+from celeriac.worker.beginning import until_open
 from celeriac.worker.control import ControlThread
 from celeriac.worker.ending import HandedBack, LeaseLost
 from celeriac.worker.execution import Execution
@@ -85,6 +86,10 @@ class Service:
         ``with_lifespan``: whether this is a process of its own, in which nobody else runs the FastAPI app's lifespan.
         """
         propagation.reset()  # a worker in an API's process may be started by anybody's code
+        if with_lifespan:
+            await until_open(self.app, self.shutdown, listen_to_signals=listen_to_signals)
+            if self.shutdown.warm.is_set():
+                return int(self.shutdown.exitcode)
         async with self.app:
             connection = await self.app._connections.here()
             with self.shutdown.on_signals() if listen_to_signals else contextlib.nullcontext():
@@ -132,15 +137,12 @@ class Service:
             settler=self._settler,
             reporter=self.reporter,
         )
-        patience = Patience(
-            settings.connection_retry_on_startup, settings.connection_retry, settings.connection_max_retries
-        )
         self.fetcher = Fetcher(
             connection.broker,
             self.queues,
             self.slots,
             self._start,
-            patience,
+            Patience.of(settings),
             self._bindings,
             self._consumer.cancel_task_queue,
         )
