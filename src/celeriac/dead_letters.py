@@ -7,7 +7,7 @@ from collections.abc import Collection, Sequence
 from celery import states
 
 from celeriac.brokers.base import Broker, DeadLetter
-from celeriac.errors import BrokerUnavailable, MalformedMessage
+from celeriac.errors import BrokerUnavailable, MalformedMessage, PublishTimeout
 from celeriac.propagation import owner_in
 from celeriac.protocol import envelope
 from celeriac.protocol.message import Message
@@ -34,8 +34,9 @@ def owner_of(letter: DeadLetter) -> str | None:
 async def replay(broker: Broker, store: Store, ids: Collection[str], now: float) -> int:
     """Put dead letters back into their queues, and start the records of their tasks over. Returns how many there were.
 
-    ``now`` is in epoch seconds. Raises StoreUnavailable, when nothing has happened; and BrokerUnavailable, when the
-    records end again as they did.
+    ``now`` is in epoch seconds. Raises StoreUnavailable, when nothing has happened; BrokerUnavailable, when the
+    records end again as they did; and PublishTimeout, when the broker may have put them back, and has not said so: the
+    records stay started over, as the tasks may yet run.
     """
     asked = frozenset(ids)
     letters = [letter for letter in await broker.dead_letters(limit=_MOST) if letter.id in asked]
@@ -59,7 +60,11 @@ async def replay(broker: Broker, store: Store, ids: Collection[str], now: float)
     )
     try:
         return await broker.replay(_oldest_first(letters))
-    except BrokerUnavailable:
+    except BrokerUnavailable as exc:
+        if exc.unconfirmed:
+            raise PublishTimeout(
+                f"The broker did not confirm: {str(exc).rstrip('.')}; the tasks may or may not have been enqueued."
+            ) from exc
         await store.transition([end_of(record) for record in records.values() if record.ready])
         raise
 

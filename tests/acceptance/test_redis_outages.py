@@ -65,16 +65,16 @@ async def test_enqueue_raises_in_time_and_the_loop_goes_on(
 
 
 async def test_deleting_a_record_is_within_the_deadline(site: Site, ledger: Ledger) -> None:
-    url = f"{site.url}?socket_timeout=0.6&socket_connect_timeout=0.6"
-    client = Celery("client", broker=url, set_as_current=False)
-    client.conf.celeriac_publish_deadline = 0.8
-    async with client:
-        await client.enqueue("ledger.work")
-        site.server.pause()
-        for error, seconds in await asyncio.gather(*(failed_enqueue(client) for _ in range(3))):
-            assert isinstance(error, BrokerUnavailable)
-            assert seconds < 1
-        site.server.resume()
+    with RedisServer() as results:
+        client = Celery("client", broker=site.url, backend=results.url, set_as_current=False)
+        client.conf.celeriac_publish_deadline = 0.8
+        async with client:
+            await site.proxy.refuse()
+            results.pause()
+            for error, seconds in await asyncio.gather(*(failed_enqueue(client) for _ in range(3))):
+                assert isinstance(error, BrokerUnavailable)
+                assert seconds < 1
+            results.resume()
 
 
 # -- an API and a worker -------------------------------------------------------------------------------------------

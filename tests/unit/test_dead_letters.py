@@ -2,22 +2,25 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
-from collections.abc import Iterator
+from collections.abc import AsyncIterator, Iterator
 from pathlib import Path
 from uuid import uuid4
 
 import pytest
 from click.testing import CliRunner
-from tests.services import RedisServer
+from tests.services import Proxy, RedisServer
 
 from celeriac import Celery
 from celeriac.brokers.base import DeadLetter, Settlement
+from celeriac.brokers.redis_keys import script
 from celeriac.cli import main
-from celeriac.errors import BrokerUnavailable
+from celeriac.errors import BrokerUnavailable, PublishTimeout
 from celeriac.protocol.settlement import Action
 from celeriac.stores.records import Transition
 
+REPLAY = script("replay")
 RESULT = '{"exc_type": "WorkerLostError", "exc_message": ["x"]}'
 
 
@@ -49,6 +52,44 @@ async def test_a_replay_that_the_broker_does_not_take_leaves_the_record_at_its_e
         assert record.error == "WorkerLostError - x"
         assert await celery.replay_dead_letters([letter.id]) == 1
         assert await celery.handle(task_id).state() == "PENDING"
+
+
+@pytest.fixture
+async def proxy(redis_server: RedisServer) -> AsyncIterator[Proxy]:
+    async with Proxy(redis_server.host, redis_server.port) as proxy:
+        yield proxy
+
+
+@pytest.mark.parametrize("arrives", [True, False], ids=["arrives", "is lost"])
+async def test_a_replay_of_which_the_broker_says_nothing_leaves_the_record_started_over(
+    redis_server: RedisServer, proxy: Proxy, arrives: bool
+) -> None:
+    """A record that said FAILURE would have the next delivery taken for one whose task has ended."""
+    redis_server.command("SCRIPT", "LOAD", REPLAY.text)
+    near = Celery("shop", broker=redis_server.url, set_as_current=False)
+    far = Celery("shop", broker=f"redis://{proxy.host}:{proxy.port}/0", set_as_current=False)
+    async with near, far:
+        task_id = await bury(near)
+        (letter,) = await far.dead_letters()
+        proxy.hold(REPLAY.sha.encode())
+        replaying = asyncio.ensure_future(far.replay_dead_letters([letter.id]))
+        async with asyncio.timeout(10):
+            await proxy.holds.wait()
+            if arrives:
+                proxy.blackhole(requests=False)
+                proxy.let_go()
+                while not await near.queue_size("celery"):
+                    await asyncio.sleep(0.01)
+            proxy.cut()
+            with pytest.raises(
+                PublishTimeout, match=r"did not confirm: Redis at .* may or may not have been"
+            ):
+                await replaying
+        await proxy.heal()
+        proxy.let_go()
+        assert await near.handle(task_id).state() == "PENDING"
+        assert await far.replay_dead_letters([letter.id]) == (0 if arrives else 1)
+        assert await near.queue_size("celery") == 1
 
 
 async def test_one_without_a_record_is_replayed_too() -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import time
 from dataclasses import replace
 
@@ -24,7 +25,7 @@ async def test_a_replay_that_the_broker_does_not_take_changes_nothing(redis_serv
                 [started, replace(started, state="FAILURE", result=result, traceback="tb")]
             )
             before = await handle.record()
-            redis_server.stop()
+            await asyncio.to_thread(redis_server.stop)
             with pytest.raises(BrokerUnavailable):
                 await celery.replay(before)
             after = await handle.record()

@@ -163,7 +163,11 @@ class RedisBroker(Broker):
 
     async def bindings(self, exchange: str) -> Sequence[Binding]:
         """The bindings of an exchange."""
-        members = await self._link.send("SMEMBERS", self._exchanges.tables_of(exchange)[0])
+        try:
+            members = await self._link.send("SMEMBERS", self._exchanges.tables_of(exchange)[0])
+        except BrokerUnavailable as exc:
+            exc.unconfirmed = False  # who publishes has asked, and sent nothing yet
+            raise
         return [self._exchanges.binding(exchange, member) for member in members]
 
     async def receive(self, queues: Sequence[str], limit: int) -> Received:

@@ -2,7 +2,8 @@
 
 Replies come back in the order of the commands, so that many batches can be under way and nobody waits for another's
 answer. Nothing is sent twice: when the connection breaks, whoever has written is told so, because only they know
-whether to ask again.
+whether to ask again. What was written and has no reply may have been done, and its error says so (``unconfirmed``);
+what was not written has not.
 """
 
 from __future__ import annotations
@@ -17,7 +18,7 @@ from typing import TYPE_CHECKING, Any, ClassVar
 from celeriac.errors import BrokerUnavailable
 from celeriac.redis.scripts import Script
 from celeriac.redis.server import Server, count_received, transport_of
-from celeriac.redis.trouble import again, unavailable
+from celeriac.redis.trouble import again, turns_away, unavailable
 
 if TYPE_CHECKING:
     from redis.asyncio.connection import AbstractConnection
@@ -186,23 +187,28 @@ class Link:
     # -- in ------------------------------------------------------------------------------------------------------
 
     async def _read(self, connection: AbstractConnection) -> None:
-        from redis.exceptions import ReadOnlyError, RedisError, ResponseError
+        from redis.exceptions import RedisError, ResponseError
 
         pending = self._pending
+        reason, owed = None, 0
         while True:
+            reply, error = None, None
             try:
                 reply = await connection.read_response(timeout=float("inf"), disconnect_on_error=False)
-            except ReadOnlyError as exc:
-                # The primary has become a replica: the next connection finds the new one.
-                self._drop(connection, self._describe(exc))
-                return
-            except ResponseError as exc:
-                _settle(pending.popleft(), None, self._describe(exc))
-                continue
             except (RedisError, OSError) as exc:
-                self._drop(connection, self._describe(exc))
+                error = self._describe(exc)
+                if turns_away(exc):
+                    if reason is None:
+                        # What is on its way has its own answers first, which tell that it was not done.
+                        reason, owed = again(error), len(pending)
+                elif not isinstance(exc, ResponseError):
+                    self._drop(connection, error)
+                    return
+            _settle(pending.popleft(), reply, error)
+            owed -= 1
+            if reason is not None and owed <= 0:
+                self._drop(connection, reason)
                 return
-            _settle(pending.popleft(), reply, None)
 
     def _count(self, received: int) -> None:
         self._received += received
@@ -231,7 +237,7 @@ class Link:
     # -- trouble -------------------------------------------------------------------------------------------------
 
     def _drop(self, connection: AbstractConnection, error: BrokerUnavailable) -> None:
-        """Give up a connection, and tell everybody who waits for a reply on it."""
+        """Give up a connection, and tell everybody who waits for a reply on it: that may have been done."""
         if self._connection is not connection:
             return
         self._connection = None
@@ -243,6 +249,7 @@ class Link:
             reader.cancel()
         lost = list(self._pending)
         self._pending.clear()
+        error.unconfirmed = True
         self._fail(lost, error)
         if self._transport is not None:
             # Closing would wait until a silent server has taken what was written.

@@ -7,7 +7,7 @@ import ssl
 from celeriac.errors import BrokerUnavailable
 from celeriac.redis.server import ConnectTimeout, Server
 
-__all__ = ["again", "unavailable"]
+__all__ = ["again", "turns_away", "unavailable"]
 
 #: The code of an error reply → what it means here.
 _PASSING = {
@@ -58,10 +58,20 @@ def unavailable(error: BaseException, server: Server) -> BrokerUnavailable:
     return found
 
 
+def turns_away(error: BaseException) -> bool:
+    """Whether it is the answer of a server that does nothing here, while another connection may lead to a better one.
+
+    So a primary answers that has become a replica.
+    """
+    from redis.exceptions import AuthenticationError, BusyLoadingError, MasterDownError, ReadOnlyError
+
+    return isinstance(error, AuthenticationError | BusyLoadingError | MasterDownError | ReadOnlyError)
+
+
 def again(error: BrokerUnavailable) -> BrokerUnavailable:
     """The same error for one more who waits: a traceback belongs to one exception."""
     copy = BrokerUnavailable(str(error))
-    copy.permanent = error.permanent
+    copy.permanent, copy.unconfirmed = error.permanent, error.unconfirmed
     copy.__cause__ = error.__cause__
     return copy
 
