@@ -30,6 +30,9 @@ __all__ = [
 _MARK = b'{"celeriac-deliveries": '
 _DELAYED = b"0"
 
+#: Digits of a count that are read; somebody may have written thousands, which Python makes no number of.
+_DIGITS = 15
+
 _ETA = b'"eta":'
 _NONE = (b" null", b"null")  # as kombu writes it, and as terser encoders do
 
@@ -168,7 +171,7 @@ def _unmarked(text: bytes) -> tuple[int, bytes, bool]:
     count, separator, rest = text[len(_MARK) :].partition(b", ")
     if not separator or not count.isdigit():
         return 1, text, False
-    return int(count) + 1, b"{" + rest, count == _DELAYED
+    return int(count[:_DIGITS]) + 1, b"{" + rest, count == _DELAYED
 
 
 def _eta(text: bytes) -> float | None:

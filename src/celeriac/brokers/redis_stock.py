@@ -15,6 +15,7 @@ from typing import Any
 
 from celeriac.brokers.redis_keys import Layout, script
 from celeriac.brokers.redis_messages import priority_of
+from celeriac.errors import BrokerUnavailable
 
 __all__ = ["StockRestorer"]
 
@@ -59,17 +60,24 @@ class StockRestorer:
         self._next = now + self._interval
         found = await self._run(_OVERDUE, self._timeout)
         for tag, held in zip(found[::2], found[1::2], strict=True):
-            await self._restore(tag, held)
+            try:
+                await self._restore(tag, held)
+            except BrokerUnavailable as exc:
+                if not exc.permanent:
+                    raise
+                logger.error("A message that a stock worker holds stays where it is: %r: %s", tag, exc)
+            except Exception:
+                # Whoever writes to Redis may have written it, or a binding: it must not keep those that come after it.
+                logger.exception(
+                    "A message that a stock worker holds cannot be read and stays where it is: %r", tag
+                )
 
     async def _restore(self, tag: bytes, held: bytes) -> None:
-        try:
-            payload, exchange, routing_key = json.loads(held)
-            properties = payload["properties"]
-            step = self._layout.step_of[priority_of(properties.get("priority"))]
-        except (AttributeError, KeyError, TypeError, ValueError):
-            logger.error("A message that a stock worker holds cannot be read and stays where it is: %r", tag)
-            return
-        payload = {_COUNT: int(payload.pop(_COUNT, 0)) + 1, **payload}
+        payload, exchange, routing_key = json.loads(held)
+        properties = payload["properties"]
+        step = self._layout.step_of[priority_of(properties.get("priority"))]
+        count = payload.pop(_COUNT, 0)
+        payload = {_COUNT: (count if type(count) is int else 0) + 1, **payload}
         for part in (payload.get("headers"), properties.get("delivery_info")):
             if isinstance(part, dict):
                 part["redelivered"] = True

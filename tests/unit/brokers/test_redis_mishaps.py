@@ -130,3 +130,43 @@ async def test_a_lost_receive_of_thousands_is_taken_back(broker: RedisBroker) ->
 
     assert [name_of(delivery) for delivery in deliveries] == [str(n) for n in range(9000)]
     assert {delivery.deliveries for delivery in deliveries} == {1}
+
+
+async def test_a_delivery_count_of_thousands_of_digits_holds_nobody_up(
+    broker: RedisBroker, client: redis.Redis
+) -> None:
+    odd = '"body": "W10=", "headers": {"id": "odd"}, "properties": {}}'
+    client.lpush(QUEUE, f'{{"celeriac-deliveries": {"9" * 5000}, {odd}')
+    await broker.publish([publication("1")])
+
+    deliveries = await receive(broker)
+
+    assert [name_of(delivery) for delivery in deliveries] == ["odd", "1"]
+    assert deliveries[0].deliveries > 1_000_000  # which no limit allows
+    assert deliveries[1].deliveries == 1
+
+
+@pytest.mark.parametrize(
+    ("text", "binding"),
+    [
+        ('{"celeriac-deliveries": "many", "headers": {"id": "odd"}, "properties": {}}', None),
+        (f'{{"body": {"[" * 100_000}{"]" * 100_000}, "properties": {{}}}}', None),
+        ('{"headers": {}, "properties": {}}', "no binding"),
+        ('{"headers": {}, "properties": {}}', "\x06\x16(\x06\x16celery"),
+    ],
+    ids=["a count that is none", "deeply nested", "a binding that is none", "a pattern that is none"],
+)
+async def test_what_a_dead_stock_worker_held_and_cannot_be_read_keeps_nothing_else(
+    connect: Any, client: redis.Redis, text: str, binding: str | None
+) -> None:
+    if binding is not None:
+        client.sadd("_kombu.binding.odd", binding)
+    fine = '{"body": "W10=", "headers": {"id": "fine", "task": "t"}, "properties": {}}'
+    client.hset("unacked", "odd", f'[{text}, "{"odd" if binding else ""}", "{QUEUE}"]')
+    client.hset("unacked", "fine", f'[{fine}, "", "{QUEUE}"]')
+    client.zadd("unacked_index", {"odd": 1, "fine": 2})
+    broker = await connect(visibility_timeout=0.1)
+
+    deliveries = await receive(broker)
+
+    assert "fine" in [name_of(delivery) for delivery in deliveries]
