@@ -105,6 +105,8 @@ class Service:
         self.slots = Slots(self.pool.limit)
         self.rates = Rates(self.slots, disabled=bool(self._controller.disable_rate_limits))
         self.actions.on_rate_limit(None)
+        can = connection.broker.capabilities
+        self._gives_back = can.delivery_count and not can.lease
         self._leases = LeaseKeeper(connection.broker, self._on_lost)
         self._records = RecordWriter(connection.store, self.app._connections.now)
         self._settler = Settler(connection.broker, self._leases.release)
@@ -230,10 +232,9 @@ class Service:
         try:
             admitted = await self.intake.admit(deliveries, self._hold)
         except Exception:
-            # Nobody knows these tasks now: when their leases end, the messages are delivered again.
             logger.exception("%d deliveries could not be admitted", len(deliveries))
             for delivery in deliveries:
-                self._leases.release(delivery.tag)
+                self._let_go(delivery.tag)
                 self.held.discard(delivery.tag)
             admitted = []
         for _ in range(len(deliveries) - len(admitted)):
@@ -258,9 +259,8 @@ class Service:
             self._leases.release(execution.delivery.tag)
             raise
         except BaseException as exc:
-            # Not settled: the lease ends, and the message is delivered again, up to its limit.
             logger.exception("Task %s[%s]: the worker failed", execution.name, execution.id)
-            self._leases.release(execution.delivery.tag)
+            self._let_go(execution.delivery.tag)
             if not isinstance(exc, Exception):
                 raise
         finally:
@@ -274,6 +274,13 @@ class Service:
                 self._concluding -= 1
             else:
                 self.slots.release()
+
+    def _let_go(self, tag: str) -> None:
+        """Nobody settles this delivery: its lease ends, and the message is delivered again, up to its limit."""
+        self._leases.release(tag)
+        if self._gives_back:
+            # No lease would end: it would be this worker's for as long as the connection lives.
+            self._settler.give_back(tag)
 
     async def _wait_for_rate(self, execution: Execution, limit: RateLimit) -> bool:
         """Wait until the task may start; or, if its rate limit kept it waiting, whether it was revoked meanwhile."""

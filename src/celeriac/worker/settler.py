@@ -24,6 +24,9 @@ _BACKOFF = (0.05, 2.0)
 #: Acknowledgements that may wait for the broker without anybody waiting for them.
 _UNSENT = 1000
 
+#: How a delivery ends whose message stays, perhaps as a copy that is published.
+_LEAVES = (Action.REQUEUE, Action.DEAD_LETTER)
+
 
 class Settler:
     """Settles deliveries in batches. ``on_settled`` hears of each tag that needs no lease any more."""
@@ -31,22 +34,30 @@ class Settler:
     def __init__(self, broker: Broker, on_settled: Callable[[str], None]) -> None:
         self._broker = broker
         self._on_settled = on_settled
-        self._coalescer: Coalescer[Settlement] = Coalescer(self._flush)
+        # Apart: what leaves something behind waits until the broker takes that, and a RabbitMQ server that is short of
+        # memory takes nothing before it has got the acknowledgements of the others.
+        self._done: Coalescer[Settlement] = Coalescer(self._flush)
+        self._leaving: Coalescer[Settlement] = Coalescer(self._flush)
 
     async def settle(self, settlement: Settlement) -> None:
         """End a delivery, and return when the broker has taken it.
 
         Raises BrokerUnavailable if the broker refuses for good what the delivery leaves behind.
         """
-        await self._coalescer.submit(settlement)
+        leaves = settlement.publications or settlement.action in _LEAVES
+        await (self._leaving if leaves else self._done).submit(settlement)
+
+    def give_back(self, tag: str) -> None:
+        """Have a message delivered again, and count that, without waiting."""
+        self._leaving.add(Settlement(tag, Action.REQUEUE))
 
     async def acknowledge(self, tag: str) -> None:
         """End a delivery whose task is done. Nobody need wait for that, unless too many are on their way already."""
         settlement = Settlement(tag, Action.ACKNOWLEDGE)
-        if self._coalescer.backlog < _UNSENT:
-            self._coalescer.add(settlement)
+        if self._done.backlog < _UNSENT:
+            self._done.add(settlement)
         else:
-            await self._coalescer.submit(settlement)
+            await self._done.submit(settlement)
 
     async def publish(self, publications: Sequence[Publication]) -> None:
         """Publish what a task that is acknowledged already leaves behind, and return when the broker has it."""
@@ -54,7 +65,8 @@ class Settler:
 
     async def drain(self) -> None:
         """Wait for what is under way."""
-        await self._coalescer.drain()
+        await self._leaving.drain()
+        await self._done.drain()
 
     async def _flush(self, settlements: Sequence[Settlement]) -> None:
         # What leaves nothing behind is owed to the broker, whatever is wrong with it at present.
