@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import re
 import sqlite3
 import time
@@ -129,6 +130,16 @@ async def test_a_database_that_somebody_else_has_locked(tmp_path: Path) -> None:
         before = time.perf_counter()
         await client.enqueue("ledger.work")
         assert time.perf_counter() - before < DEADLINE
+        # What was given up before the database had begun with it has not happened, and has left no record.
+        assert rows(tmp_path / "celery.db", "celeriac_message") == 2
+        assert rows(tmp_path / "celery.db", "celery_taskmeta") == 2
     assert {type(error) for error, _ in failures} == {PublishTimeout}
     assert max(seconds for _, seconds in failures) < DEADLINE + 0.25
     assert max(latency.computed) < 0.05
+
+
+def rows(file: Path, table: str) -> int:
+    """How many rows a table has."""
+    with contextlib.closing(sqlite3.connect(file)) as database:
+        count: int = database.execute(f"SELECT count(*) FROM {table}").fetchone()[0]
+        return count

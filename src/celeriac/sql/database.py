@@ -141,7 +141,8 @@ class Database:
     def write(self, operation: Callable[[Connection], T]) -> asyncio.Future[T]:
         """Submit a write. Operations take effect in the order of submission. It may run more than once.
 
-        Cancelling the future does not undo it: an operation that nobody waits for any more may happen or not.
+        Cancelling the future does not undo it: it keeps from happening what still waits, in line or for the
+        database's lock, and nothing else.
         The future raises BrokerUnavailable, or what the operation itself raised.
         """
         return self._opened().writer.submit(operation)

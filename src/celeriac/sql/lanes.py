@@ -61,7 +61,10 @@ class Lane:
         self._thread.start()
 
     def submit(self, run: Callable[[Connection], T]) -> asyncio.Future[T]:
-        """Queue an operation; the future is of the running loop. A cancelled one runs only if it has begun."""
+        """Queue an operation; the future is of the running loop. A cancelled one runs only if it has begun.
+
+        To wait for the database's lock is not to begin.
+        """
         loop = asyncio.get_running_loop()
         future: asyncio.Future[T] = loop.create_future()
         with self._gate:
@@ -131,11 +134,12 @@ class Lane:
 
 
 def _run_all(group: list[_Operation]) -> Callable[[Connection], None]:
+    """What runs them in one transaction; those that were cancelled while it waited for the lock are left out."""
     if len(group) == 1:
-        return lambda connection: _run_one(group[0], connection)
+        return lambda connection: None if group[0].future.cancelled() else _run_one(group[0], connection)
 
     def run_all(connection: Connection) -> None:
-        for index, operation in enumerate(group):
+        for index, operation in _wanted(group):
             try:
                 _run_one(operation, connection)
             except Exception as exc:
@@ -146,6 +150,14 @@ def _run_all(group: list[_Operation]) -> Callable[[Connection], None]:
                 raise _Faulty(index) from exc
 
     return run_all
+
+
+def _wanted(group: list[_Operation]) -> list[tuple[int, _Operation]]:
+    """Those that somebody still waits for, with their places."""
+    # Looked at from the end, while the loop goes on: a task's record is submitted, and cancelled, before its message.
+    # So whoever gives up both just now leaves no record without a message.
+    wanted = [each for each in reversed(list(enumerate(group))) if not each[1].future.cancelled()]
+    return wanted[::-1]
 
 
 def _run_one(operation: _Operation, connection: Connection) -> None:

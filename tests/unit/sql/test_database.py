@@ -165,6 +165,23 @@ async def test_a_cancelled_operation_disturbs_nobody(database: Database) -> None
     assert await database.read(values) == [0, 2]
 
 
+@pytest.mark.parametrize("neighbours", [0, 2])
+async def test_what_is_cancelled_while_the_database_is_locked_does_not_happen(
+    neighbours: int, database: Database
+) -> None:
+    path = str(_engine_of(database).url.database)
+    with contextlib.closing(sqlite3.connect(path, isolation_level=None)) as other:
+        other.execute("BEGIN IMMEDIATE")
+        cancelled, *kept = [database.write(insert(n)) for n in range(neighbours + 1)]
+        async with asyncio.timeout(20):
+            while not sql_engine._turns[path].locked():  # until the thread waits with them
+                await asyncio.sleep(0.001)
+        cancelled.cancel()
+        other.rollback()
+        await asyncio.gather(*kept, database.write(insert(7)))
+    assert await database.read(values) == [*range(1, neighbours + 1), 7]
+
+
 async def test_a_read_sees_every_finished_write(database: Database) -> None:
     for n in range(50):
         await database.write(insert(n))
