@@ -12,6 +12,7 @@ from celeriac.brokers.amqp import AMQPBroker
 from celeriac.brokers.amqp_messages import burial, properties_of
 from celeriac.brokers.amqp_publishing import Outgoing
 from celeriac.brokers.amqp_topology import DEAD
+from celeriac.errors import BrokerUnavailable
 from celeriac.testing.contract.messages import collect, name_of, publication
 
 
@@ -23,12 +24,12 @@ async def broker(rabbitmq_url: str) -> AsyncIterator[AMQPBroker]:
     await broker.close()
 
 
-async def bury(broker: AMQPBroker, names: Sequence[str]) -> None:
+async def bury(broker: AMQPBroker, names: Sequence[str], queue: str = "contract") -> None:
     """Leave dead letters as settlements leave them."""
     await broker._topology.queue(DEAD)
     batch = []
     for name in names:
-        dead = publication(name)
+        dead = publication(name, queue)
         headers = burial(dead, "tired", 5, f"id-{name}")
         properties = properties_of(dead.message, 0, broker._publishing.new_id(), headers)
         batch.append(Outgoing("", DEAD, properties, dead.message.body))
@@ -56,6 +57,25 @@ async def test_looks_of_one_process_do_not_hide_letters_from_each_other(broker: 
     await bury(broker, ["1", "2", "3"])
     found = await asyncio.gather(*(broker.dead_letters() for _ in range(5)))
     assert [[letter.id for letter in letters] for letters in found] == [["id-3", "id-2", "id-1"]] * 5
+
+
+async def test_a_replay_that_went_in_part_is_not_told_as_one_that_did_not(rabbitmq_url: str) -> None:
+    """Who puts the records back on hearing that would put back one whose task runs."""
+    classic = {"x-queue-type": "classic"}
+    narrow = {**classic, "x-max-length": 1, "x-overflow": "reject-publish"}
+    broker = AMQPBroker(rabbitmq_url, queue_arguments=lambda queue: narrow if queue == "narrow" else classic)
+    await broker.open()
+    await broker.publish([publication("first", "narrow")])
+    await bury(broker, ["1"])
+    await bury(broker, ["2"], "narrow")
+    with pytest.raises(BrokerUnavailable, match="its queue is full") as caught:
+        await broker.replay(["id-1", "id-2"])
+    assert caught.value.unconfirmed
+    assert await broker.size("contract") == 1
+    with pytest.raises(BrokerUnavailable, match="its queue is full") as caught:
+        await broker.replay(["id-2"])
+    assert not caught.value.unconfirmed
+    await broker.close()
 
 
 async def test_messages_that_others_have_put_there_are_passed_over(broker: AMQPBroker) -> None:

@@ -50,9 +50,12 @@ class DeadLetters:
         self,
         ids: Sequence[str],
         copy: Callable[[DeadLetter], Awaitable[Outgoing]],
-        publish: Callable[[Sequence[Outgoing]], Awaitable[None]],
+        publish: Callable[[Sequence[Outgoing], set[str]], Awaitable[None]],
     ) -> int:
-        """Publish these again, and take them out when that is confirmed. Returns how many there were."""
+        """Publish these again, and take them out when that is confirmed. Returns how many there were.
+
+        Where it fails after some were confirmed, the error says that it is ``unconfirmed``.
+        """
         wanted = set(ids)
         chosen: list[tuple[int, DeadLetter]] = []
 
@@ -65,9 +68,15 @@ class DeadLetters:
         async with self._channel() as channel:
             if wanted:
                 await self._read(channel, keep)
-            await publish([await copy(letter) for _, letter in chosen])
-            for number, _ in chosen:
-                await channel.basic_ack(number)
+            confirmed: set[str] = set()
+            try:
+                await publish([await copy(letter) for _, letter in chosen], confirmed)
+                for number, _ in chosen:
+                    await channel.basic_ack(number)
+            except DRIVER_ERRORS as exc:
+                error = explained(exc, self._link.place.shown)
+                error.unconfirmed = error.unconfirmed or bool(confirmed)
+                raise error from exc
         return len(chosen)
 
     @contextlib.asynccontextmanager

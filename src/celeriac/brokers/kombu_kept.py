@@ -255,25 +255,34 @@ class Keeping:
         """Send dead letters again, and then take them out. Returns how many were found.
 
         Whoever looks at the same moment may bury one again before it is sent: then it is still there, and not counted.
+        Where it fails after some were sent, the error says that it is ``unconfirmed``.
         """
         keeper = await self._open()
         asked = frozenset(ids)
         wanted = [each for each in await self._letters(None, _MOST) if each[0].id in asked]
-        replayed = 0
-        for letter, kept in wanted:
-            await keeper.replay([letter.id])
-            for each in (await keeper.receive([self._dead(kept.queue)], _AT_ONCE)).deliveries:
-                if _read(each.envelope) != kept:
-                    await keeper.settle([_burial(each)])
-                    continue
-                try:
-                    await self._send([replace(kept, at=0.0, deliveries=0)])
-                except BaseException:
-                    await keeper.settle([_burial(each)])
-                    raise
-                await keeper.settle([Settlement(each.tag, Action.ACKNOWLEDGE)])
-                replayed += 1
-        return replayed
+        sent: list[str] = []
+        try:
+            for letter, kept in wanted:
+                await self._replay(keeper, letter, kept, sent)
+        except BrokerUnavailable as exc:
+            exc.unconfirmed = exc.unconfirmed or bool(sent)
+            raise
+        return len(sent)
+
+    async def _replay(self, keeper: Broker, letter: DeadLetter, kept: Kept, sent: list[str]) -> None:
+        """Send a dead letter again; its id is then among those ``sent``."""
+        await keeper.replay([letter.id])
+        for each in (await keeper.receive([self._dead(kept.queue)], _AT_ONCE)).deliveries:
+            if _read(each.envelope) != kept:
+                await keeper.settle([_burial(each)])
+                continue
+            try:
+                await self._send([replace(kept, at=0.0, deliveries=0)])
+            except BaseException:
+                await keeper.settle([_burial(each)])
+                raise
+            sent.append(letter.id)
+            await keeper.settle([Settlement(each.tag, Action.ACKNOWLEDGE)])
 
     # -- exchanges -------------------------------------------------------------------------------------------------
 

@@ -12,6 +12,7 @@ import pytest
 
 from celeriac.brokers.base import PartlyPublished, Publication, Settlement
 from celeriac.brokers.kombu import KombuBroker
+from celeriac.brokers.kombu_kept import Keeping, Kept
 from celeriac.brokers.kombu_sources.base import Outgoing, Source, Taken
 from celeriac.brokers.kombu_sources.filesystem import FilesystemSource
 from celeriac.brokers.kombu_sources.sqla import SQLAlchemySource
@@ -318,6 +319,32 @@ async def test_what_the_transport_refuses_holds_up_no_other_delayed_message(
     assert [(each.task_id, each.queue) for each in letters] == [("1", "no/file")]
     assert "file's name" in letters[0].reason
     assert [each.id for each in await broker.dead_letters()] == [letters[0].id]
+
+
+async def test_a_replay_that_went_in_part_is_not_told_as_one_that_did_not(keeper: Keeper) -> None:
+    """Who puts the records back on hearing that would put back one whose task runs."""
+    sent: list[Kept] = []
+
+    async def send(batch: Sequence[Kept]) -> None:
+        if sent:
+            raise BrokerUnavailable("The queue is gone.")
+        sent.extend(batch)
+
+    keeping = Keeping(keeper, "place", send)
+    await keeping.bury([Kept("q", message(name).body, at=time.time(), task_id=name) for name in "12"])
+    ids = [letter.id for letter in await keeping.dead_letters(None, 10)]
+    assert len(ids) == 2
+
+    with pytest.raises(BrokerUnavailable, match="queue is gone") as caught:
+        await keeping.replay(ids)
+    assert caught.value.unconfirmed
+    (left,) = await keeping.dead_letters(None, 10)
+    assert {left.task_id, sent[0].task_id} == {"1", "2"}
+
+    with pytest.raises(BrokerUnavailable, match="queue is gone") as caught:
+        await keeping.replay([left.id])
+    assert not caught.value.unconfirmed
+    await keeping.close()
 
 
 async def test_says_which_of_a_batch_are_published(broker: KombuBroker) -> None:
