@@ -193,6 +193,12 @@ class Launcher:
         for process in self._started:
             process.clean_up()
 
+    def keep_outputs(self, folder: Path) -> None:
+        """Write what each has printed into a file of its own, named by its pid."""
+        folder.mkdir(exist_ok=True)
+        for process in self._started:
+            (folder / f"{process.pid}.txt").write_text(process.output)
+
 
 def tool(name: str) -> str:
     """The path of a program of this Python's environment, or ``name`` itself when it has none."""

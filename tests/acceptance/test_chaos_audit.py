@@ -44,6 +44,13 @@ def test_what_follows_a_repeated_attempt_may_be_repeated_too(tmp_path: Path) -> 
     assert audit.doubled() == ["a"]
 
 
+def test_an_attempt_that_was_asked_for_while_the_server_was_away_may_come_twice(tmp_path: Path) -> None:
+    audit = audit_of(tmp_path, "start a 0 1 10", "retry a 0 1 11", "start a 1 2 20", "start a 1 3 21")
+    assert audit.doubled([Death(10.5, until=15)]) == []
+    assert audit.doubled([Death(5, until=9)]) == ["a"]
+    assert audit.doubled([Death(22, until=25)]) == ["a"]
+
+
 def test_a_line_that_was_not_finished_is_not_read(tmp_path: Path) -> None:
     audit_of(tmp_path, "start a 0 1 10")
     with (tmp_path / "1.log").open("a") as file:

@@ -53,6 +53,11 @@ class Proxy:
         for connection in list(self._connections):
             connection.abort()
 
+    def cut_one(self, which: float) -> None:
+        """Reset one connection, if there are any: 0 is the oldest, nearly 1 the youngest."""
+        if connections := sorted(self._connections, key=lambda connection: connection.number):
+            connections[int(which * len(connections))].abort()
+
     def blackhole(self, *, requests: bool = True, replies: bool = True) -> None:
         """Swallow without a word what is sent in these directions; new connections are still accepted.
 
@@ -121,6 +126,8 @@ class _Connection(asyncio.Protocol):
     def __init__(self, proxy: Proxy) -> None:
         self._proxy = proxy
         self._loop = asyncio.get_running_loop()
+        #: How many there had been before.
+        self.number = proxy.accepted
         self.requests = _Direction(proxy)
         self.replies = _Direction(proxy)
 

@@ -30,8 +30,8 @@ def attacks(rounds: int | None, rate: float | None) -> dict[int, Attack]:
     """The attack on each promise; ``rounds`` of faults, and tasks a second, in place of the usual numbers."""
     return {
         # A loaded machine may hold up a process for longer than a short lease lasts, which is as if it were dead.
-        1: partial(kill_anything, rounds=rounds or 60, lease=5.0, rate=(rate or 50.0) / 2),
-        2: partial(outlive_a_worker, rounds=rounds or 2, lease=30.0),
+        1: partial(kill_anything, rounds=rounds or 100, lease=5.0, rate=(rate or 50.0) / 2),
+        2: partial(outlive_a_worker, rounds=rounds or 4, lease=30.0),
         3: partial(poison_workers, rounds=rounds or 3, lease=1.0, limit=3),
         4: partial(restart_workers, rounds=rounds or 100, rate=rate or 30.0),
         7: partial(cancel_anything, rounds=rounds or 9, lease=5.0),

@@ -7,10 +7,10 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
-__all__ = ["Audit", "Death", "Line"]
+__all__ = ["NOTICES", "Audit", "Death", "Line"]
 
-#: Seconds after which a worker that was stopped has noticed what it has lost.
-_NOTICES = 3.0
+#: Seconds after which a worker that was stopped or cut off has noticed what it has lost.
+NOTICES = 3.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -111,21 +111,29 @@ def _repeated(starts: Sequence[Line]) -> Iterable[tuple[Line, Line]]:
 def _is_doubled(starts: Sequence[Line], deaths: Sequence[Death]) -> bool:
     first: int | None = None  # the earliest attempt that had to be repeated: what it has called is, too
     for one, other in _repeated(starts):
-        if _excused(one, other, deaths):
+        if _excused(one, other, deaths, _asked_for(one, starts)):
             first = one.attempt if first is None else min(first, one.attempt)
         elif first is None or one.attempt <= first:
             return True
     return False
 
 
-def _excused(one: Line, other: Line, deaths: Sequence[Death]) -> bool:
+def _asked_for(start: Line, starts: Sequence[Line]) -> float:
+    """From when on there may have been a message for this attempt: the start of the one before, which asks for it."""
+    earlier = [each.at for each in starts if each.attempt < start.attempt and each.at <= start.at]
+    return max(earlier, default=start.at)
+
+
+def _excused(one: Line, other: Line, deaths: Sequence[Death], asked_for: float) -> bool:
     """Whether whoever had the first start was dead at some time before the second, or who made the second was.
 
     A worker that is stopped between its last look at a task's lease and the task's first step takes that step when it
-    goes on; and RabbitMQ's restart, unlike its silence, may have cost it what it had any time before.
+    goes on; RabbitMQ's restart, unlike its silence, may have cost it what it had any time before; and who asks for
+    another attempt, and is cut off before that is confirmed, asks again.
     """
     return any(
-        (death.pid in (None, one.pid) and one.at <= death.until and death.at <= other.at)
-        or (death.pid == other.pid and death.at <= other.at <= death.until + _NOTICES)
+        (death.pid == one.pid and one.at <= death.until and death.at <= other.at)
+        or (death.pid is None and asked_for <= death.until and death.at <= other.at)
+        or (death.pid == other.pid and death.at <= other.at <= death.until + NOTICES)
         for death in deaths
     )

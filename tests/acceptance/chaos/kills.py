@@ -1,4 +1,4 @@
-"""Promise 1: what was accepted comes to an outcome, whichever single process dies, at any instruction."""
+"""Promise 1: what was accepted comes to an outcome, whichever single process or connection dies, at any instruction."""
 
 from __future__ import annotations
 
@@ -7,14 +7,16 @@ import random
 import signal
 import time
 from collections import Counter
-from collections.abc import Collection
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass, field
 
-from tests.acceptance.chaos.audit import Death
+from tests.acceptance.chaos.audit import NOTICES, Death
 from tests.acceptance.chaos.figures import Figures
+from tests.acceptance.chaos.network import FAULTS, networks
 from tests.acceptance.chaos.reckoning import fill, measured
 from tests.acceptance.chaos.site import Site
 from tests.acceptance.processes import Process
+from tests.services import Proxy
 from tests.services.process import ServerProcess
 
 __all__ = ["kill_anything"]
@@ -27,6 +29,7 @@ _WEIGHTS = {
     "server SIGKILL": 2,
     "server restart": 1,
     "records SIGKILL": 1,
+    **dict.fromkeys((f"{role}: {fault}" for role in ("broker", "records") for fault in FAULTS), 1),
 }
 
 
@@ -38,6 +41,7 @@ class _Crew:
     chance: random.Random
     rate: float
     lease: float
+    networks: Mapping[str, Proxy]
     workers: list[Process] = field(default_factory=list)
     publishers: list[Process] = field(default_factory=list)
     faults: Counter[str] = field(default_factory=Counter)
@@ -58,6 +62,8 @@ class _Crew:
     async def strike(self, fault: str) -> None:
         """Inject a fault, and have what it took replaced."""
         self.faults[fault] += 1
+        with (self.site.folder / "faults.txt").open("a") as file:
+            file.write(f"{time.time():.6f} {fault}\n")
         match fault:
             case "worker SIGKILL":
                 worker = self.workers.pop(self.chance.randrange(len(self.workers)))
@@ -74,6 +80,8 @@ class _Crew:
             case "records SIGKILL":
                 assert self.site.store_server is not None
                 await self.restart(self.site.store_server, gently=False)
+            case _:
+                await self.disturb(*fault.split(": "))
 
     def kill(self, worker: Process) -> None:
         worker.kill()
@@ -94,6 +102,20 @@ class _Crew:
         # The end of each connection is the end of what RabbitMQ had given to it; leases outlive their server.
         self.site.deaths.append(Death(began, None, time.time()))
 
+    async def disturb(self, role: str, fault: str) -> None:
+        """Do to a network what it does, for up to two leases and a half if it lasts."""
+        began = time.time()
+        seconds = self.lease * self.chance.uniform(0.2, 2.5)
+        await FAULTS[fault](self.networks[role], self.chance, seconds)
+        if self._frees_tasks(role, fault, seconds):
+            self.site.deaths.append(Death(began, None, time.time() + NOTICES))
+
+    def _frees_tasks(self, role: str, fault: str, seconds: float) -> bool:
+        """Whether workers may lose to others what they run: RabbitMQ gives to connections, all others for a lease."""
+        if role != "broker" or fault == "slow":
+            return False
+        return self.site.broker == "rabbitmq" or (not fault.endswith("cut") and seconds > self.lease / 2)
+
     async def end(self) -> None:
         """Have the publishers finish what they began."""
         for publisher in self.publishers:
@@ -102,15 +124,14 @@ class _Crew:
             await asyncio.to_thread(publisher.wait, 30)
 
 
-def _weights(site: Site) -> dict[str, int]:
-    weights = dict(_WEIGHTS)
-    if site.broker_server is None:
-        weights = {
-            name: weight for name, weight in weights.items() if name.startswith(("worker", "publisher"))
-        }
-    elif site.broker_server is site.store_server:
-        del weights["records SIGKILL"]
-    return weights
+def _possible(site: Site, networks: Collection[str]) -> set[str]:
+    """The faults that there can be."""
+    subjects = {"worker", "publisher", *(f"{role}:" for role in networks)}
+    if site.broker_server is not None:
+        subjects.add("server")
+    if site.broker_server is not site.store_server:
+        subjects.add("records")
+    return {fault for fault in _WEIGHTS if fault.split()[0] in subjects}
 
 
 async def kill_anything(
@@ -123,22 +144,18 @@ async def kill_anything(
     crew_of: tuple[int, int] = (3, 2),
     spared: Collection[str] = (),
 ) -> Figures:
-    """Kill and pause workers, publishers and servers under load, one at a time and at random instants.
+    """Kill and pause workers, publishers and servers under load, and disturb networks, one at a time.
 
     ``crew_of`` is how many workers and publishers there are; ``spared`` are faults that do not happen; ``lease`` is in
     seconds, ``rate`` tasks a second of each publisher.
     """
     site.configure(celeriac_lease=lease, celeriac_delivery_limit=100)
     figures = Figures(1, site.broker)
-    crew = _Crew(site, chance, rate, lease, faults=figures.faults)
-    weights = {fault: weight for fault, weight in _weights(site).items() if fault not in spared}
     with measured(figures):
-        async with site.client:
+        async with site.client, networks(site) as proxies:
+            crew = _Crew(site, chance, rate, lease, proxies, faults=figures.faults)
             await crew.begin(*crew_of)
-            # One of each comes up in any run, however short; then by chance.
-            order = chance.sample(list(weights), len(weights))[:rounds]
-            order += chance.choices(list(weights), list(weights.values()), k=rounds - len(order))
-            for fault in order:
+            for fault in _order(chance, rounds, _possible(site, proxies) - set(spared)):
                 await asyncio.sleep(chance.random())
                 await crew.strike(fault)
                 if site.expired:
@@ -146,3 +163,10 @@ async def kill_anything(
             await crew.end()
             await fill(figures, site, patience=lease + 20, deaths=site.deaths)
     return figures
+
+
+def _order(chance: random.Random, rounds: int, faults: Collection[str]) -> list[str]:
+    """One of each comes up in any run that is long enough; then by chance."""
+    weights = {fault: weight for fault, weight in _WEIGHTS.items() if fault in faults}
+    order = chance.sample(list(weights), len(weights))[:rounds]
+    return order + chance.choices(list(weights), list(weights.values()), k=rounds - len(order))

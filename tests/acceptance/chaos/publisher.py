@@ -36,7 +36,7 @@ async def enqueue_one(chance: random.Random, longest: float) -> None:
         await asyncio.to_thread(auditor.note, "refused", type(exc).__name__)
         await asyncio.sleep(0.1)
     else:
-        await asyncio.to_thread(auditor.note, "accepted", handle.id)
+        await asyncio.to_thread(auditor.note, "accepted", handle.id, int(kind * 100))
 
 
 async def publish(seed: str, rate: float, longest: float) -> None:

@@ -124,6 +124,7 @@ async def open_site(broker: str, folder: Path, servers: Servers | None = None) -
             yield site
         finally:
             await asyncio.to_thread(launcher.clean_up)
+            await asyncio.to_thread(launcher.keep_outputs, folder / "output")
 
 
 def _lay_out(folder: Path) -> None:
