@@ -24,7 +24,7 @@ _LONG = ("server restart", "server SIGKILL")
 
 async def _kill_a_few(site: Site, chance: random.Random) -> Figures:
     spared = _LONG if site.broker == "rabbitmq" else ()
-    return await kill_anything(site, chance, rounds=3, lease=3.0, rate=15.0, crew_of=(2, 1), spared=spared)
+    return await kill_anything(site, chance, rounds=5, lease=3.0, rate=15.0, crew_of=(2, 1), spared=spared)
 
 
 async def _cancel_a_few(site: Site, chance: random.Random) -> Figures:
