@@ -101,23 +101,33 @@ class Service:
         return int(self.shutdown.exitcode)
 
     def _build(self, connection: Connection) -> None:
-        settings = self.app.settings
         self.slots = Slots(self.pool.limit)
         self.rates = Rates(self.slots, disabled=bool(self._controller.disable_rate_limits))
         self.actions.on_rate_limit(None)
+        self.reporter = Reporter(self._consumer)
         can = connection.broker.capabilities
         self._gives_back = can.delivery_count and not can.lease
         self._leases = LeaseKeeper(connection.broker, self._on_lost)
         self._records = RecordWriter(connection.store, self.app._connections.now)
         self._settler = Settler(connection.broker, self._leases.release)
-        self._replies = None
-        if settings.answers:
-            self._replies = Replies(self.app.backend, connection.broker, connection.store)
+        self._replies = self._make_replies(connection)
+        self.executor = self._make_executor(connection)
+        self.intake = self._make_intake(connection)
+        self.fetcher = self._make_fetcher(connection)
+        self._control = self._make_control(connection)
+        self.reporter.send_event = self._sender_of_events
+
+    def _make_replies(self, connection: Connection) -> Replies | None:
+        if not self.app.settings.answers:
+            return None
+        return Replies(self.app.backend, connection.broker, connection.store)
+
+    def _make_executor(self, connection: Connection) -> Executor:
+        settings = self.app.settings
         successors = Successors(
             self.app, connection.calls, connection.publisher, connection.store, self._replies
         )
-        self.reporter = Reporter(self._consumer)
-        self.executor = Executor(
+        return Executor(
             make_profile=self._profile,
             calls=connection.calls,
             successors=successors,
@@ -131,7 +141,9 @@ class Service:
             stubs=self.app._stubs,
             replies=self._replies,
         )
-        self.intake = Intake(
+
+    def _make_intake(self, connection: Connection) -> Intake:
+        return Intake(
             self.app,
             self._controller.hostname,
             connection.store,
@@ -139,16 +151,20 @@ class Service:
             settler=self._settler,
             reporter=self.reporter,
         )
-        self.fetcher = Fetcher(
+
+    def _make_fetcher(self, connection: Connection) -> Fetcher:
+        return Fetcher(
             connection.broker,
             self.queues,
             self.slots,
             self._start,
-            Patience.of(settings),
+            Patience.of(self.app.settings),
             self._bindings,
             self._consumer.cancel_task_queue,
         )
-        self._control = ControlThread(
+
+    def _make_control(self, connection: Connection) -> ControlThread:
+        return ControlThread(
             self._consumer,
             app=self.app,
             hostname=self._controller.hostname,
@@ -159,8 +175,9 @@ class Service:
             mingles=self._mingles,
             broadcasts=connection.broker.capabilities.fanout,
         )
-        control = self._control
-        self.reporter.send_event = lambda: control.send_event if control.events_enabled else None
+
+    def _sender_of_events(self) -> Callable[..., None] | None:
+        return self._control.send_event if self._control.events_enabled else None
 
     def refresh(self, task: Any) -> None:
         """A task's settings have changed."""
