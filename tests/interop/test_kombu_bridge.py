@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import json
 import os
+import shutil
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -250,3 +251,14 @@ async def test_remote_control_says_what_it_can(ledger: Ledger, transport: Transp
         with pytest.raises(TaskRevoked):
             await handle.result(timeout=10)
     assert worker.running
+
+
+async def test_a_new_folder_is_no_trouble(tmp_path: Path, launcher: Launcher) -> None:
+    ledger = Ledger(tmp_path / "ledger-app", launcher, url="filesystem://")
+    ping = ledger.run("celery", "-A", "ledger", "inspect", "ping", "--timeout=0.1")
+    await asyncio.to_thread(ping.wait, 60)
+    assert "No nodes replied" in ping.output
+    shutil.rmtree(ledger.folder / "data_out")
+
+    worker = await asyncio.to_thread(ledger.start_worker)
+    assert "no connection to the broker" not in worker.output

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import contextlib
 import importlib
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import partial
+from pathlib import Path
 from typing import Any
 
 from kombu.transport import TRANSPORT_ALIASES
@@ -149,10 +151,19 @@ def source_class(url: str) -> type[Source]:
 
 def for_kombu(connection: Any, url: str) -> Any:
     """A kombu connection to a bridged URL, without the options that kombu's own transport does not bear."""
+    if _scheme(url) == "filesystem":
+        _make_folders(connection.transport_options)
     if is_bridged(url) and (ours := transport_of(url).ours):
         options = connection.transport_options
         connection.transport_options = {name: value for name, value in options.items() if name not in ours}
     return connection
+
+
+def _make_folders(options: Mapping[str, Any]) -> None:
+    """Make what kombu's channel reads and writes: remote control may be there before the first message is."""
+    for option, default in (("data_folder_in", "data_in"), ("data_folder_out", "data_out")):
+        with contextlib.suppress(OSError):  # kombu says what is wrong with it
+            Path(options.get(option) or default).mkdir(parents=True, exist_ok=True)
 
 
 def no_broadcasts(url: str) -> str:
