@@ -10,13 +10,17 @@ from contextlib import asynccontextmanager
 from anyio import to_thread
 from celery import Celery
 
+from benchmarks.apps.counting import counter
 from benchmarks.apps.publishing import Publish
 
 __all__ = ["celery", "noop", "publisher"]
 
 _IN_THREADS = "BENCHMARK_THREADS" in os.environ
 
+_count = counter()
+
 celery = Celery("benchmark")
+celery.conf.task_default_queue = os.environ.get("BENCHMARK_QUEUE", "celery")
 celery.conf.broker_transport_options = json.loads(os.environ.get("BENCHMARK_TRANSPORT_OPTIONS", "{}"))
 celery.conf.update(
     task_ignore_result="CELERY_RESULT_BACKEND" not in os.environ,
@@ -25,11 +29,16 @@ celery.conf.update(
 )
 if os.environ.get("CELERY_BROKER_URL", "").startswith("amqp"):
     celery.conf.update(task_default_queue_type="quorum", broker_transport_options={"confirm_publish": True})
+if os.environ.get("CELERY_BROKER_URL", "").startswith(("sqs", "confluentkafka")):
+    # Nothing could reach it; on Kafka it would wait five seconds for that after every task.
+    celery.conf.worker_enable_remote_control = False
 
 
 @celery.task(name="noop")  # type: ignore[untyped-decorator]
 def noop(number: int) -> int:
     """As little as a task can do."""
+    if _count is not None:
+        _count()
     return number
 
 

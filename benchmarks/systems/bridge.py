@@ -1,4 +1,4 @@
-"""Systems on kombu's transports that need no server: SQLAlchemy over SQLite, and files."""
+"""Systems on kombu's transports: SQLAlchemy over SQLite, files, SQS and Kafka."""
 
 from __future__ import annotations
 
@@ -9,50 +9,50 @@ import tempfile
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import closing, contextmanager
 from pathlib import Path
-from typing import Any
 
+from benchmarks.apps.counting import FIRST, LAST
 from benchmarks.processes import Command, run_probe
 from benchmarks.systems.base import Place, System, WorkerOptions
+from benchmarks.systems.bridge_queues import MakeQueue, Queue
 from benchmarks.systems.embedded import embedded_worker
 from benchmarks.systems.stock import stock_worker
-from celeriac.brokers.kombu_transports import source_class
 
 __all__ = ["BRIDGED", "BridgePlace", "BridgeSystem"]
 
 #: Coroutines that fill the queue, where only the queue counts.
 _REQUESTS = 64
 
-_QUEUE = "celery"
-
 
 class BridgePlace(Place):
-    """The queue in a folder. What a worker of ours has taken is in its keeper, which is looked into, too."""
+    """A queue. What has left it may not have run yet, as workers fetch more than they run: the tasks say when they do.
 
-    def __init__(self, folder: Path, transport: str, app: str, records: bool) -> None:
+    What a worker of ours has taken is in its keeper, which is looked into, too, where it has records.
+    """
+
+    def __init__(self, folder: Path, queue: Queue, app: str, records: bool) -> None:
         self._app = app
+        self._folder = folder
+        self._queue = queue
         self._kept = folder / "celery.db" if records else None
-        url, options = _transport(folder, transport)
-        self.env = {
-            "CELERY_BROKER_URL": url,
-            "BENCHMARK_TRANSPORT_OPTIONS": json.dumps(options),
+        self.env: dict[str, str] = {
+            "CELERY_BROKER_URL": queue.url,
+            "BENCHMARK_QUEUE": queue.name,
+            "BENCHMARK_TRANSPORT_OPTIONS": json.dumps(queue.options),
             **({"CELERY_RESULT_BACKEND": f"sqlite:///{self._kept}"} if records else {}),
         }
-        self._source = source_class(url)(url, options=options)
-        self._source.open()
-        self._filled = 0
 
     def fill(self, task: str, count: int, argument: float) -> None:
         if task != "noop":
             raise ValueError(f"Only noop is known to every system, and {task} is not.")
         arguments = {"app": self._app, "count": count, "requests": _REQUESTS, "warm_up": 0}
         run_probe("publish", arguments, self.env)
-        self._filled = self._source.size(_QUEUE)
+        self.env["BENCHMARK_COUNT"] = f"{count}:{self._folder}"
 
     def begun(self) -> bool:
-        return self._source.size(_QUEUE) < self._filled
+        return (self._folder / FIRST).exists()
 
     def drained(self) -> bool:
-        return self._source.size(_QUEUE) == 0 and not self._is_kept()
+        return (self._folder / LAST).exists() and self._queue.size() == 0 and not self._is_kept()
 
     def _is_kept(self) -> bool:
         if self._kept is None:
@@ -61,14 +61,14 @@ class BridgePlace(Place):
             return bool(connection.execute("SELECT EXISTS (SELECT 1 FROM celeriac_message)").fetchone()[0])
 
     def enqueued(self) -> tuple[int, int]:
-        return self._source.size(_QUEUE), self._source.size(_QUEUE)
+        return self._queue.size(), self._queue.size()
 
     def span(self, count: int) -> tuple[float, float] | None:
         return None
 
     def close(self) -> None:
         """Stop looking."""
-        self._source.close()
+        self._queue.close()
 
 
 class BridgeSystem(System):
@@ -87,29 +87,27 @@ class BridgeSystem(System):
         records: bool = False,
     ) -> None:
         self.name, self.app, self.settings = f"{name}, {transport}", app, settings
-        self._transport, self._worker, self._env, self._records = transport, worker, dict(env or {}), records
+        self._worker, self._env, self._records = worker, dict(env or {}), records
 
     def unavailable(self) -> str | None:
         return None
 
     @contextmanager
-    def place(self) -> Iterator[BridgePlace]:
+    def at(self, make: MakeQueue) -> Iterator[BridgePlace]:
+        """A queue of its own, of those that this makes."""
         with tempfile.TemporaryDirectory() as folder:
-            place = BridgePlace(Path(folder), self._transport, self.app, self._records)
+            place = BridgePlace(Path(folder), make(Path(folder)), self.app, self._records)
             place.env = {**place.env, **self._env}
             with closing(place):
                 yield place
 
+    @contextmanager
+    def place(self) -> Iterator[BridgePlace]:
+        raise NotImplementedError("The scenario starts one server for all systems.")
+        yield
+
     def worker(self, options: WorkerOptions) -> Command:
         return self._worker(options)
-
-
-def _transport(folder: Path, name: str) -> tuple[str, dict[str, Any]]:
-    if name == "filesystem":
-        data = folder / "data"
-        data.mkdir()
-        return "filesystem://", {"data_folder_in": str(data), "data_folder_out": str(data)}
-    return f"sqla+sqlite:///{folder / 'broker.db'}", {}
 
 
 _OURS = "benchmarks.apps.embedded"
@@ -131,5 +129,5 @@ BRIDGED = {
         BridgeSystem("celeriac, records in SQLite", transport, _OURS, embedded_worker, records=True),
         BridgeSystem("stock Celery, threads", transport, "benchmarks.apps.stock", stock_worker, _THREADS),
     )
-    for transport in ("sqla+sqlite", "filesystem")
+    for transport in ("sqla+sqlite", "filesystem", "sqs", "confluentkafka")
 }
