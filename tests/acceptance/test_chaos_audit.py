@@ -51,6 +51,14 @@ def test_an_attempt_that_was_asked_for_while_the_server_was_away_may_come_twice(
     assert audit.doubled([Death(22, until=25)]) == ["a"]
 
 
+def test_what_was_delayed_while_the_server_was_away_may_come_twice(tmp_path: Path) -> None:
+    twice = ("start {} 0 2 20", "start {} 0 3 21")
+    for name, delayed in (("a", 0), ("b", 1)):
+        audit = audit_of(tmp_path, f"accepted {name} {delayed} 1 10", *(line.format(name) for line in twice))
+    assert audit.doubled([Death(12, until=15)]) == ["a"]
+    assert sorted(audit.doubled([Death(5, until=9)])) == ["a", "b"]
+
+
 def test_a_line_that_was_not_finished_is_not_read(tmp_path: Path) -> None:
     audit_of(tmp_path, "start a 0 1 10")
     with (tmp_path / "1.log").open("a") as file:

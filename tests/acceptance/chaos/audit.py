@@ -15,7 +15,10 @@ NOTICES = 3.0
 
 @dataclass(frozen=True, slots=True)
 class Line:
-    """One line of a log: what has happened to which attempt at which task, in which process, and when (epoch)."""
+    """One line of a log: what has happened to which attempt at which task, in which process, and when (epoch).
+
+    The ``attempt`` of one that was accepted is 1 if it is delayed.
+    """
 
     what: str
     task_id: str
@@ -64,7 +67,11 @@ class Audit:
     def doubled(self, deaths: Iterable[Death] = ()) -> list[str]:
         """Tasks of which an attempt was started twice although nobody who had it had died in between."""
         deaths = list(deaths)
-        return [task_id for task_id, starts in self.starts.items() if _is_doubled(starts, deaths)]
+        return [
+            task_id
+            for task_id, starts in self.starts.items()
+            if _is_doubled(starts, deaths, self.accepted.get(task_id))
+        ]
 
     def repeated(self) -> list[str]:
         """Tasks of which an attempt was started more than once, for whatever reason."""
@@ -108,19 +115,24 @@ def _repeated(starts: Sequence[Line]) -> Iterable[tuple[Line, Line]]:
         last[start.attempt] = start
 
 
-def _is_doubled(starts: Sequence[Line], deaths: Sequence[Death]) -> bool:
+def _is_doubled(starts: Sequence[Line], deaths: Sequence[Death], accepted: Line | None) -> bool:
     first: int | None = None  # the earliest attempt that had to be repeated: what it has called is, too
     for one, other in _repeated(starts):
-        if _excused(one, other, deaths, _asked_for(one, starts)):
+        if _excused(one, other, deaths, _asked_for(one, starts, accepted)):
             first = one.attempt if first is None else min(first, one.attempt)
         elif first is None or one.attempt <= first:
             return True
     return False
 
 
-def _asked_for(start: Line, starts: Sequence[Line]) -> float:
-    """From when on there may have been a message for this attempt: the start of the one before, which asks for it."""
+def _asked_for(start: Line, starts: Sequence[Line], accepted: Line | None) -> float:
+    """From when on the server may have moved a message for this attempt about.
+
+    That is the start of the one before it, which asks for it; for a first one that is delayed, when it was accepted.
+    """
     earlier = [each.at for each in starts if each.attempt < start.attempt and each.at <= start.at]
+    if not earlier and accepted is not None and accepted.attempt:
+        earlier = [min(accepted.at, start.at)]
     return max(earlier, default=start.at)
 
 

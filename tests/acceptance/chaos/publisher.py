@@ -22,13 +22,13 @@ _CONCURRENCY = 8
 async def enqueue_one(chance: random.Random, longest: float) -> None:
     """Enqueue a task of some kind."""
     kind, seconds = chance.random(), chance.random() ** 2 * longest
-    countdown = chance.uniform(0.2, 2.0)
+    countdown, delayed = chance.uniform(0.2, 2.0), 0.8 <= kind < 0.9
     try:
         if kind < 0.7:
             handle = await auditor.work.enqueue(seconds)
         elif kind < 0.8:
             handle = await auditor.work_in_thread.enqueue(seconds)
-        elif kind < 0.9:
+        elif delayed:
             handle = await auditor.work.using(countdown=countdown).enqueue(seconds)
         else:
             handle = await auditor.work_again.enqueue(seconds, 2, 0.3)
@@ -36,7 +36,7 @@ async def enqueue_one(chance: random.Random, longest: float) -> None:
         await asyncio.to_thread(auditor.note, "refused", type(exc).__name__)
         await asyncio.sleep(0.1)
     else:
-        await asyncio.to_thread(auditor.note, "accepted", handle.id, int(kind * 100))
+        await asyncio.to_thread(auditor.note, "accepted", handle.id, int(delayed))
 
 
 async def publish(seed: str, rate: float, longest: float) -> None:
