@@ -141,10 +141,14 @@ class Link:
         while work is self._work:
             await work.wait()
             work.clear()
+            waiting = len(self._outbox)
             try:
                 connection = self._connection or await self._connect()
             except Exception as exc:  # noqa: BLE001 - it belongs to those who have sent something
-                self._fail([future for _, future in self._take()], self._describe(exc))
+                # Who came later may have come after the outage, into whose hole this attempt has fallen.
+                self._fail([future for _, future in self._take(waiting)], self._describe(exc))
+                if self._outbox:
+                    work.set()
                 continue
             batch = self._take()
             if not batch:
@@ -157,9 +161,10 @@ class Link:
             except Exception as exc:  # noqa: BLE001 - as above
                 self._drop(connection, self._describe(exc))
 
-    def _take(self) -> list[_Sent]:
-        batch = [(command, future) for command, future in self._outbox if not future.done()]
-        self._outbox = []
+    def _take(self, first: int | None = None) -> list[_Sent]:
+        """What is to be written, or the ``first`` of it."""
+        batch = [(command, future) for command, future in self._outbox[:first] if not future.done()]
+        self._outbox = [] if first is None else self._outbox[first:]
         return batch
 
     @staticmethod

@@ -165,6 +165,20 @@ async def test_a_network_that_swallows_everything_is_left(proxy: Proxy, remote: 
     assert await remote.send("PING") == b"PONG"
 
 
+async def test_who_comes_after_an_outage_does_not_pay_for_an_attempt_that_began_in_it(
+    proxy: Proxy, remote: Link
+) -> None:
+    proxy.blackhole()
+    proxy.hold(b"PING")
+    during = remote.send("PING")
+    await proxy.holds.wait()  # the greeting has come, and is swallowed
+    proxy.let_go()
+    await proxy.heal()
+    after = remote.send("PING")
+    await failure_of(during)
+    assert await after == b"PONG"
+
+
 async def test_a_lost_reply_does_not_become_the_reply_of_another(proxy: Proxy, remote: Link) -> None:
     await remote.send("PING")
     proxy.blackhole(requests=False)
