@@ -6,13 +6,15 @@ import asyncio
 import contextlib
 import json
 import time
-from collections.abc import AsyncIterator, Awaitable
-from contextlib import asynccontextmanager
+from collections.abc import AsyncIterator, Awaitable, Sequence
+from contextlib import AbstractAsyncContextManager, asynccontextmanager
 from dataclasses import dataclass, field
-from typing import TypeVar
+from typing import Any, Literal, NamedTuple, TypeVar
 
 import httpx
 import pytest
+from websockets.asyncio.client import ClientConnection, connect
+from websockets.exceptions import WebSocketException
 
 from celeriac import Celery
 from celeriac.errors import BrokerUnavailable, CeleriacError, PublishTimeout
@@ -21,6 +23,10 @@ from celeriac.handle import TaskHandle
 __all__ = ["Api", "Clock", "Latency", "enqueue_again", "failed_enqueue", "measured_loop"]
 
 T = TypeVar("T")
+
+#: The streams of a task's events, by the last part of their paths: Server-Sent Events, and a WebSocket.
+Way = Literal["events", "ws"]
+WAYS: tuple[Way, ...] = ("events", "ws")
 
 
 @dataclass
@@ -70,6 +76,57 @@ async def enqueue_again(client: Celery) -> TaskHandle[object]:
             await asyncio.sleep(0.02)
 
 
+class Told(NamedTuple):
+    """An event of a task, as a client has it; what only tells how things stand has no number."""
+
+    number: int | None
+    name: str
+    data: Any
+
+
+async def _parsed(answer: httpx.Response) -> AsyncIterator[Told]:
+    event: dict[str, str] = {}
+    async for line in answer.aiter_lines():
+        name, _, content = line.partition(": ")
+        if name:
+            event[name] = content
+            continue
+        if "event" in event:
+            number = int(event["id"]) if "id" in event else None
+            yield Told(number, event["event"], json.loads(event["data"]))
+        event = {}
+
+
+async def _agreed(
+    streams: Sequence[Awaitable[list[Told]]], reached: Sequence[asyncio.Event], all_reached: asyncio.Event
+) -> list[Told]:
+    """What all of these streams tell, in one order; the last event is set when each of the others is."""
+
+    async def reach() -> None:
+        for each in reached:
+            await each.wait()
+        all_reached.set()
+
+    reaching = asyncio.create_task(reach())
+    try:
+        first, *others = await asyncio.gather(*streams)
+    finally:
+        reaching.cancel()
+    numbered = [[each for each in stream if each.number is not None] for stream in (first, *others)]
+    numbers = [each.number or 0 for each in numbered[0]]
+    assert numbers == sorted(set(numbers)), numbers
+    assert all(each == numbered[0] for each in numbered), numbered
+    assert all(each[-1] == first[-1] for each in others), others
+    return first
+
+
+async def _received(connection: ClientConnection) -> AsyncIterator[Told]:
+    async for message in connection:
+        event = json.loads(message)
+        if event["event"] != "heartbeat":  # the other streams have comments for it
+            yield Told(int(event["id"]) if event["id"] else None, event["event"], event["data"])
+
+
 class Api:
     """The API of a ledger, and what its routes say while Redis is away."""
 
@@ -107,45 +164,71 @@ class Api:
             await asyncio.sleep(0.02)
 
     async def follow(self, task_id: str, started: asyncio.Event) -> list[str]:
-        """The names of a task's events, from one connection; ``started`` is set when it is said to run."""
-        names: list[str] = []
-        async with self.http.stream("GET", f"/tasks/{task_id}/events", timeout=60) as answer:
-            async for line in answer.aiter_lines():
-                if line.startswith("event: "):
-                    names.append(line.removeprefix("event: "))
-                if "STARTED" in line:
-                    started.set()
-        return names
+        """The names of a task's events, each kind of stream having told the same over one connection.
 
-    async def watch(self, task_id: str, seen: asyncio.Event | None = None) -> list[tuple[int, str, str]]:
-        """A task's events, each with number, name and content, as a browser has them, which asks again where it was.
+        ``started`` is set when the task is said to run.
+        """
+        running = [asyncio.Event() for _ in WAYS]
+        streams = [self._follow(task_id, way, each) for way, each in zip(WAYS, running, strict=True)]
+        return [each.name for each in await _agreed(streams, running, started)]
+
+    async def _follow(self, task_id: str, way: Way, started: asyncio.Event) -> list[Told]:
+        found: list[Told] = []
+        async with self._stream(task_id, way) as told:
+            async for each in told:
+                found.append(each)
+                if "STARTED" in str(each.data):
+                    started.set()
+        return found
+
+    async def watch(self, task_id: str, seen: asyncio.Event | None = None) -> list[Told]:
+        """A task's events as a browser has them at each kind of stream, which asks again where it was.
 
         ``seen`` is set at the tenth value.
         """
-        found: list[tuple[int, str, str]] = []
-        while not await self._watch_once(task_id, found, seen or asyncio.Event()):
+        reached = [asyncio.Event() for _ in WAYS]
+        streams = [self._watch(task_id, way, each) for way, each in zip(WAYS, reached, strict=True)]
+        return await _agreed(streams, reached, seen or asyncio.Event())
+
+    async def _watch(self, task_id: str, way: Way, seen: asyncio.Event) -> list[Told]:
+        found: list[Told] = []
+        while not await self._watch_once(task_id, way, found, seen):
             await asyncio.sleep(0.05)
         return found
 
-    async def _watch_once(self, task_id: str, found: list[tuple[int, str, str]], seen: asyncio.Event) -> bool:
+    async def _watch_once(self, task_id: str, way: Way, found: list[Told], seen: asyncio.Event) -> bool:
         """Whether the stream came to its end."""
-        headers = {"Last-Event-ID": str(found[-1][0])} if found else {}
-        event: dict[str, str] = {}
-        with contextlib.suppress(httpx.TransportError):
-            async with self.http.stream("GET", f"/tasks/{task_id}/events", headers=headers) as answer:
-                async for line in answer.aiter_lines():
-                    name, _, content = line.partition(": ")
-                    if name:
-                        event[name] = content
-                        continue
-                    if event.get("event") == "end":
+        last = found[-1].number if found else None
+        with contextlib.suppress(httpx.TransportError, WebSocketException, OSError):
+            async with self._stream(task_id, way, last) as told:
+                async for each in told:
+                    if each.name == "end":
                         return True
-                    if "id" in event:
-                        found.append((int(event["id"]), event["event"], event["data"]))
-                        if event["event"] == "value" and int(event["data"]) >= 10:
+                    if each.number is not None:
+                        found.append(each)
+                        if each.name == "value" and each.data >= 10:
                             seen.set()
-                    event = {}
         return False
+
+    def _stream(
+        self, task_id: str, way: Way, after: int | None = None
+    ) -> AbstractAsyncContextManager[AsyncIterator[Told]]:
+        path = f"/tasks/{task_id}/{way}"
+        return (self._server_sent if way == "events" else self._by_socket)(path, after)
+
+    @asynccontextmanager
+    async def _server_sent(self, path: str, after: int | None) -> AsyncIterator[AsyncIterator[Told]]:
+        headers = {} if after is None else {"Last-Event-ID": str(after)}
+        async with self.http.stream("GET", path, headers=headers, timeout=60) as answer:
+            yield _parsed(answer)
+
+    @asynccontextmanager
+    async def _by_socket(self, path: str, after: int | None) -> AsyncIterator[AsyncIterator[Told]]:
+        query = "" if after is None else f"?after={after}"
+        url = str(self.http.base_url.copy_with(scheme="ws")).rstrip("/")
+        # Without a limit: a full queue would keep the client from reading the answer to its close.
+        async with connect(f"{url}{path}{query}", max_queue=None) as connection:
+            yield _received(connection)
 
     async def enqueue_again(self) -> None:
         """Enqueue, as often as it takes."""
