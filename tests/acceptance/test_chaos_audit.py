@@ -38,6 +38,13 @@ def test_a_death_in_between_excuses_it_and_another_does_not(tmp_path: Path) -> N
         assert audit.doubled([irrelevant]) == ([] if excused else ["a"]), irrelevant
 
 
+def test_a_death_long_after_the_end_of_a_task_excuses_no_second_start(tmp_path: Path) -> None:
+    audit = audit_of(tmp_path, "start a 0 1 10", "end a 0 1 11", "start a 0 2 90")
+    assert audit.doubled([Death(12, pid=1)]) == []  # before it was acknowledged, perhaps
+    assert audit.doubled([Death(80, pid=1)]) == ["a"]
+    assert audit.doubled([Death(80, until=85)]) == ["a"]
+
+
 def test_what_follows_a_repeated_attempt_may_be_repeated_too(tmp_path: Path) -> None:
     audit = audit_of(tmp_path, "start a 0 1 10", "start a 0 2 14", "start a 1 2 15", "start a 1 3 16")
     assert audit.doubled([Death(12, pid=1)]) == []

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter, defaultdict
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -11,6 +11,10 @@ __all__ = ["NOTICES", "Audit", "Death", "Line"]
 
 #: Seconds after which a worker that was stopped or cut off has noticed what it has lost.
 NOTICES = 3.0
+
+#: Seconds after a task's end within which its message is settled, on a machine under load and beside a process that was
+#: stopped while it held SQLite's lock. Whoever dies later has nothing to do with a second start.
+_SETTLES = 30.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -70,8 +74,12 @@ class Audit:
         return [
             task_id
             for task_id, starts in self.starts.items()
-            if _is_doubled(starts, deaths, self.accepted.get(task_id))
+            if _is_doubled(starts, self._ends_of(task_id), deaths, self.accepted.get(task_id))
         ]
+
+    def _ends_of(self, task_id: str) -> dict[tuple[int, int], float]:
+        """When processes ended attempts at a task, by process and attempt."""
+        return {(end.pid, end.attempt): end.at for end in self.ends.get(task_id, ())}
 
     def repeated(self) -> list[str]:
         """Tasks of which an attempt was started more than once, for whatever reason."""
@@ -115,10 +123,17 @@ def _repeated(starts: Sequence[Line]) -> Iterable[tuple[Line, Line]]:
         last[start.attempt] = start
 
 
-def _is_doubled(starts: Sequence[Line], deaths: Sequence[Death], accepted: Line | None) -> bool:
+def _is_doubled(
+    starts: Sequence[Line],
+    ends: Mapping[tuple[int, int], float],
+    deaths: Sequence[Death],
+    accepted: Line | None,
+) -> bool:
     first: int | None = None  # the earliest attempt that had to be repeated: what it has called is, too
     for one, other in _repeated(starts):
-        if _excused(one, other, deaths, _asked_for(one, starts, accepted)):
+        settled = ends.get((one.pid, one.attempt), float("inf")) + _SETTLES
+        before = [death for death in deaths if death.at < settled]
+        if _excused(one, other, before, _asked_for(one, starts, accepted)):
             first = one.attempt if first is None else min(first, one.attempt)
         elif first is None or one.attempt <= first:
             return True

@@ -96,6 +96,11 @@ async def _stop_running(
     began = time.time()
     cancelled_at |= dict.fromkeys(running, began + 0.5)
     await _cancel(site, running, figures)
+    await _until_stopped(site, running, figures)
+    figures.recovery = max(figures.recovery or 0.0, time.time() - began)
+
+
+async def _until_stopped(site: Site, running: list[str], figures: Figures) -> None:
     try:
         async with asyncio.timeout(_STOPS):
             while not set(running) <= {
@@ -104,7 +109,6 @@ async def _stop_running(
                 await asyncio.sleep(0.02)
     except TimeoutError:
         figures.broken.append(f"running tasks did not stop within {_STOPS:g} s")
-    figures.recovery = max(figures.recovery or 0.0, time.time() - began)
 
 
 async def _cancel_as_it_dies(
@@ -126,6 +130,8 @@ async def _cancel_as_it_dies(
     cancelled_at |= dict.fromkeys(running, time.time())
     if gently:
         worker.signal(18)
+        # It has been told while it heard nothing. Else the tasks would go back at the end of its grace period.
+        await _until_stopped(site, running, figures)
         await asyncio.to_thread(worker.terminate)
         await asyncio.to_thread(worker.wait, 60)
 

@@ -103,8 +103,11 @@ class _Crew:
         began = time.time()
         await asyncio.to_thread(server.stop if gently else server.kill)
         await asyncio.to_thread(server.start)
-        # The end of each connection is the end of what RabbitMQ had given to it; leases outlive their server.
-        self.site.deaths.append(Death(began, None, time.time()))
+        # The end of each connection is the end of what RabbitMQ had given to it. Leases outlive a server that is back
+        # before they end, and the records' server has nobody's deliveries.
+        away = time.time() - began
+        if server is self.site.broker_server and (self.site.broker == "rabbitmq" or away > self.lease / 2):
+            self.site.deaths.append(Death(began, None, time.time()))
 
     async def disturb(self, role: str, fault: str) -> None:
         """Do to a network what it does, for up to two leases and a half if it lasts."""

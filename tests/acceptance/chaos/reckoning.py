@@ -71,6 +71,7 @@ async def fill(figures: Figures, site: Site, *, patience: float, deaths: Iterabl
     figures.repeated += len(audit.repeated())
     figures.lost += await _unworked(site, audit)
     figures.broken += await _unfilled(site, audit)
+    figures.broken += await _failed(site, audit)
     if recoveries := audit.recoveries(deaths):
         figures.recovery = max([*recoveries, figures.recovery or 0.0])
     return audit
@@ -98,6 +99,20 @@ async def _unfilled(site: Site, audit: Audit) -> list[str]:
             if each.args is None
         ]
     return found
+
+
+async def _failed(site: Site, audit: Audit) -> list[str]:
+    """Tasks that have come to another outcome than theirs: of those that are counted here none fails by itself."""
+    ids, found = list(audit.accepted), []
+    for start in range(0, len(ids), _PAGE):
+        records = await site.client.store.get(ids[start : start + _PAGE])
+        found += [
+            f"{task_id} is {each.state}: {each.error}"
+            for task_id, each in records.items()
+            if each.ready and each.state != "SUCCESS"
+        ]
+    dead = await site.client.broker.dead_letters(limit=10_000)
+    return found + [f"{letter.task_id} is a dead letter: {letter.reason}" for letter in dead]
 
 
 @dataclass
