@@ -175,7 +175,10 @@ class Fetcher:
                 if exc.permanent or not self._patience.allows(failures, started=self._started):
                     raise
                 logger.error("Cannot receive, trying again in %.2f s: %s", delay, exc)
-            except Exception:
+            except Exception as exc:
+                # Remote control may have added a queue whose name no broker takes, as half of a surrogate pair is none.
+                if isinstance(exc, (TypeError, ValueError)) and self._drop_added(exc):
+                    continue
                 logger.exception("Cannot receive, trying again in %.2f s", delay)
             else:
                 delay, failures, self._started = _BACKOFF[0], 0, True
@@ -231,7 +234,7 @@ class Fetcher:
         else:
             await self._unless_poked(self._broker.wait(queues))
 
-    def _drop_added(self, error: BrokerUnavailable) -> bool:
+    def _drop_added(self, error: Exception) -> bool:
         """Go on without the queues that have been added since the broker gave any, if there are such."""
         added = [queue for queue in self._queues() if queue not in self._given] if self._given else []
         for queue in added:

@@ -1,8 +1,9 @@
-"""A message that Redis refuses for good, because its queue's key is something else, is its sender's trouble alone."""
+"""A message that is refused for good is its sender's trouble alone, and a queue that is refused nobody's."""
 
 from __future__ import annotations
 
 import asyncio
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -55,3 +56,22 @@ async def test_a_retry_that_is_refused_holds_up_no_settlement(
         async with asyncio.timeout(5):
             while redis_server.command("HLEN", "unacked") > 1:  # the retry comes back with its lease's end
                 await asyncio.sleep(0.01)
+
+
+@pytest.mark.parametrize("url", ["redis", "sqlite"])
+async def test_a_queue_whose_name_is_no_text_stops_no_worker(
+    celery: Celery, tmp_path: Path, url: str
+) -> None:
+    if url == "sqlite":
+        file = f"sqlite:///{tmp_path / 'celery.db'}"
+        celery.conf.update(broker_url=file, result_backend=file)
+
+    @celery.task
+    async def fine() -> None: ...
+
+    async with celery, run_embedded(celery, concurrency=5):
+        added = await asyncio.to_thread(celery.control.add_consumer, "\ud800", reply=True, timeout=5, limit=1)
+        assert added
+        for _ in range(3):
+            await (await fine.enqueue()).result(5)
+        assert "\ud800" not in celery.amqp.queues.consume_from
