@@ -26,7 +26,7 @@ from sqlalchemy.exc import ArgumentError, DBAPIError, NoSuchModuleError, Operati
 
 from celeriac.config import working_folder
 from celeriac.errors import BrokerUnavailable, ConfigurationError
-from celeriac.sql import forks
+from celeriac.sql import forks, space
 
 __all__ = [
     "BUSY_DEADLINE",
@@ -201,14 +201,11 @@ _WHY = {
     sqlite3.SQLITE_LOCKED: "The database is locked.",
 }
 
-#: Bytes that SQLite needs at once, for the index of its log; below that it fails in ways that do not say why.
-_LEAST_SPACE = 1 << 16
-
 
 def unavailable(exc: BaseException, engine: Engine) -> BrokerUnavailable:
     """The one clear sentence for a database that does not do its work."""
     code = _code(exc)
-    if code in (sqlite3.SQLITE_CANTOPEN, sqlite3.SQLITE_IOERR) and _is_full(str(engine.url.database)):
+    if code in (sqlite3.SQLITE_CANTOPEN, sqlite3.SQLITE_IOERR) and space.is_used_up(str(engine.url.database)):
         code = sqlite3.SQLITE_FULL
     if code in (sqlite3.SQLITE_NOTADB, sqlite3.SQLITE_CORRUPT):
         hint = "the file is damaged or no SQLite database. Move it away, or restore a backup."
@@ -228,15 +225,6 @@ def unavailable(exc: BaseException, engine: Engine) -> BrokerUnavailable:
     error.permanent = code in _PERMANENT
     error.why = None if code is None else _WHY.get(code)
     return error
-
-
-def _is_full(path: str) -> bool:
-    """Whether nothing can be written beside the file."""
-    try:
-        status = os.statvfs(PurePath(path).parent)
-    except (OSError, AttributeError):  # no such folder, or Windows
-        return False
-    return status.f_bavail * status.f_frsize < _LEAST_SPACE
 
 
 def _unusable(engine: Engine, hint: str) -> BrokerUnavailable:
@@ -272,6 +260,7 @@ def read(engine: Engine, operation: Callable[[Connection], T]) -> T:
 def _transact(
     engine: Engine, operation: Callable[[Connection], T], deadline: float, options: dict[str, Any]
 ) -> T:
+    reused = False
     while True:
         try:
             with forks.Transaction():
@@ -281,6 +270,9 @@ def _transact(
                     with connection.begin():
                         return operation(connection)
         except (DBAPIError, sqlite3.Error) as exc:
+            if _code(exc) == sqlite3.SQLITE_FULL and not reused and space.reuse_log(engine):
+                reused = True
+                continue
             if not is_busy(exc) or time.monotonic() > deadline:
                 raise unavailable(exc, engine) from exc
             time.sleep(random.uniform(0.001, 0.01))
