@@ -134,7 +134,8 @@ class Watchers:
         key = f"{self.prefix}celeriac:cancelled"
         marked = self._link.send("ZRANGEBYSCORE", key, self._heard_at - _MARGIN, "+inf")
         seconds, _ = await now
-        cancelled = [task_id.decode() for task_id in await marked]
+        # Somebody may have written what is no text, which must not keep the others.
+        cancelled = [task_id.decode(errors="replace") for task_id in await marked]
         self._heard_at = int(seconds)
         return cancelled
 

@@ -38,3 +38,16 @@ async def test_who_is_woken_after_a_gap_finds_a_store_that_answers(redis_server:
             with pytest.raises(StoreUnavailable):
                 await asked
         await store.close()
+
+
+async def test_a_mark_that_is_no_text_keeps_nobody_from_what_was_missed(redis_server: RedisServer) -> None:
+    store = RedisStore(redis_server.url)
+    await store.open()
+    async with store.watch("a") as watch, store.cancellations() as feed:
+        redis_server.command("ZADD", "celeriac:cancelled", int(time.time()), b"\xff")
+        redis_server.command("ZADD", "celeriac:cancelled", int(time.time()), "missed")
+        redis_server.disconnect("pubsub")
+        async with asyncio.timeout(5):
+            assert "missed" in await feed.next()
+            await watch.changed()
+    await store.close()
