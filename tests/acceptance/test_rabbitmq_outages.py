@@ -6,13 +6,14 @@ import asyncio
 import os
 import re
 import time
-from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
+from collections.abc import AsyncIterator, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 
 import pytest
-from tests.acceptance.ledger import Ledger, until
-from tests.acceptance.observing import Api, Clock, enqueue_again, failed_enqueue, measured_loop
+from tests.acceptance.ledger import Ledger
+from tests.acceptance.observing import failed_enqueue, measured_loop
+from tests.acceptance.outages import Outage, Witnesses, heal, kill, pause, refuse, resume, start, swallow
 from tests.acceptance.processes import Launcher
 from tests.services import Proxy, RabbitMQServer
 
@@ -20,9 +21,6 @@ from celeriac.errors import BrokerUnavailable, CeleriacError, PublishTimeout
 
 #: Seconds after which ``enqueue`` has raised, in these tests.
 DEADLINE = 2.0
-
-#: Seconds within which all is well again once the server is.
-RECOVERY = 5.0
 
 #: Half a lease is RabbitMQ's heartbeat. After two of them it takes back what a connection held that has gone silent.
 LEASE = 4.0
@@ -67,36 +65,8 @@ def ledger(site: Site, tmp_path: Path, launcher: Launcher) -> Ledger:
     return ledger
 
 
-async def _refuse(site: Site) -> None:
-    await site.proxy.refuse()
-
-
-async def _heal(site: Site) -> None:
-    await site.proxy.heal()
-
-
-async def _swallow(site: Site) -> None:
-    site.proxy.blackhole()
-
-
 async def _swallow_replies(site: Site) -> None:
     site.proxy.blackhole(requests=False)
-
-
-async def _pause(site: Site) -> None:
-    site.server.pause()
-
-
-async def _resume(site: Site) -> None:
-    site.server.resume()
-
-
-async def _kill(site: Site) -> None:
-    await asyncio.to_thread(site.server.kill)
-
-
-async def _start(site: Site) -> None:
-    await asyncio.to_thread(site.server.start)
 
 
 async def _fill_memory(site: Site) -> None:
@@ -116,23 +86,15 @@ async def _free_disk(site: Site) -> None:
 
 
 @dataclass(frozen=True)
-class Outage:
-    """One kind of trouble: how it begins and ends, and what is then to be expected."""
+class RabbitMQOutage(Outage[Site]):
+    """What can happen to RabbitMQ."""
 
-    name: str
-    begin: Callable[[Site], Awaitable[None]]
-    end: Callable[[Site], Awaitable[None]]
-    #: What the error that ``enqueue`` raises has to say.
-    says: str = field(kw_only=True)
     #: Whether connections break, and the first enqueue may still use one of them.
     cuts: bool = field(default=False, kw_only=True)
-    #: What that error is: nobody may be told that a task is not enqueued which the server reads once it goes on.
+    #: What the error is: nobody may be told that a task is not enqueued which the server reads once it goes on.
     raises: type[CeleriacError] = field(kw_only=True)
     #: Seconds that it lasts at least.
     lasts: float = field(default=0.0, kw_only=True)
-
-    def __str__(self) -> str:
-        return self.name
 
 
 _GONE = "RabbitMQ at .* cannot be reached"
@@ -143,19 +105,19 @@ _SILENT = (
 )
 
 OUTAGES = (
-    Outage("refused", _refuse, _heal, raises=BrokerUnavailable, says=_GONE, cuts=True),
+    RabbitMQOutage("refused", refuse, heal, raises=BrokerUnavailable, says=_GONE, cuts=True),
     # Longer than the server waits for a connection that has gone silent.
-    Outage("swallowed", _swallow, _heal, raises=PublishTimeout, says=_SILENT, lasts=2 * LEASE),
-    Outage("paused", _pause, _resume, raises=PublishTimeout, says=_SILENT),
+    RabbitMQOutage("swallowed", swallow, heal, raises=PublishTimeout, says=_SILENT, lasts=2 * LEASE),
+    RabbitMQOutage("paused", pause, resume, raises=PublishTimeout, says=_SILENT),
 )
 
 #: For who wants to know: much the same to a client as those above, or RabbitMQ takes its time to start.
 SLOW_OUTAGES = (
-    Outage("half open", _swallow_replies, _heal, raises=PublishTimeout, says=_SILENT, lasts=2 * LEASE),
-    Outage("out of memory", _fill_memory, _free_memory, raises=PublishTimeout, says=_SILENT),
-    Outage("out of disk", _fill_disk, _free_disk, raises=PublishTimeout, says=_SILENT),
-    Outage("killed", _kill, _start, raises=BrokerUnavailable, says=_GONE, cuts=True),
-    Outage("silent for a minute", _pause, _resume, raises=PublishTimeout, says=_SILENT, lasts=60),
+    RabbitMQOutage("half open", _swallow_replies, heal, raises=PublishTimeout, says=_SILENT, lasts=2 * LEASE),
+    RabbitMQOutage("out of memory", _fill_memory, _free_memory, raises=PublishTimeout, says=_SILENT),
+    RabbitMQOutage("out of disk", _fill_disk, _free_disk, raises=PublishTimeout, says=_SILENT),
+    RabbitMQOutage("killed", kill, start, raises=BrokerUnavailable, says=_GONE, cuts=True),
+    RabbitMQOutage("silent for a minute", pause, resume, raises=PublishTimeout, says=_SILENT, lasts=60),
 )
 
 
@@ -168,18 +130,10 @@ def _is_cut(kind: type[BaseException], sentence: str) -> bool:
 @pytest.mark.timeout(240)
 @pytest.mark.parametrize("outage", OUTAGES + (SLOW_OUTAGES if FIGURES else ()), ids=str)
 async def test_who_publishes_is_told_and_everybody_recovers(
-    outage: Outage, site: Site, ledger: Ledger
+    outage: RabbitMQOutage, site: Site, ledger: Ledger
 ) -> None:
-    worker, (process, url) = await asyncio.gather(
-        asyncio.to_thread(ledger.start_worker, "-c", "20"), asyncio.to_thread(ledger.start_api)
-    )
-    client, api, door = ledger.client, Api(url), ledger.folder / "door"
-    async with client, api.http:
-        running = await client.enqueue("ledger.work_until", (str(door),))
-        started = asyncio.Event()
-        following = asyncio.create_task(api.follow(running.id, started))
-        waiting = asyncio.create_task(running.result())
-        await started.wait()
+    client = ledger.client
+    async with Witnesses.of(ledger, "-c", "20") as witnesses:
         handles = await client.enqueue_many([client.signature("ledger.work", (0.01,)) for _ in range(100)])
 
         await outage.begin(site)
@@ -188,24 +142,14 @@ async def test_who_publishes_is_told_and_everybody_recovers(
             failures = [await failed_enqueue(client)]
             failures += await asyncio.gather(*(failed_enqueue(client) for _ in range(50)))
         # What the store has is to be had meanwhile.
-        answers = await api.answers((await handles[0].record()).id)
-        door.touch()
+        answers = await witnesses.api.answers((await handles[0].record()).id)
+        witnesses.open_door()
         await asyncio.sleep(max(0.0, over - time.monotonic()))
         await outage.end(site)
 
-        clock = Clock()
-        async with asyncio.timeout(40):
-            handle = await clock.time("enqueue", enqueue_again(client))
-            await asyncio.gather(
-                clock.time("POST", api.enqueue_again()),
-                clock.time("consume", until(lambda: ledger.lines("end")[handle.id] >= 1, 60)),
-                clock.time("result", waiting),
-                clock.time("stream", following),
-                clock.time("new result", handle.result()),
-                clock.time("rest", asyncio.gather(*(each.result() for each in handles[1:]))),
-            )
+        await witnesses.recover(handles[1:], within=40)
         if FIGURES:
-            print(outage, answers, max(latency.computed), clock.seconds)  # noqa: T201
+            print(outage, answers, max(latency.computed), witnesses.clock.seconds)  # noqa: T201
     first, *others = [(type(error), str(error)) for error, _ in failures]
     assert {kind for kind, _ in others} == {outage.raises}, others
     assert all(re.match(outage.says, sentence) for _, sentence in others), set(others)
@@ -216,7 +160,4 @@ async def test_who_publishes_is_told_and_everybody_recovers(
     assert max(latency.computed) < 0.05
     assert answers.pop("enqueue")[0] == 503
     assert {status for status, _ in answers.values()} <= {200, 202, 409}
-    assert max(clock.seconds.values()) < RECOVERY, clock.seconds
-    assert following.result()[-1] == "end"
-    assert "Traceback" not in worker.output
-    assert "Traceback" not in process.output
+    witnesses.assert_recovered()
