@@ -9,8 +9,10 @@ import time
 from collections.abc import Iterator
 from pathlib import Path
 
+import httpx
 import psutil
 import pytest
+from fastapi import FastAPI
 from tests.acceptance.ledger import Ledger, until
 from tests.acceptance.observing import Api, Clock, enqueue_again, failed_enqueue, measured_loop
 from tests.acceptance.processes import Launcher, Process
@@ -134,6 +136,23 @@ async def test_an_api_and_a_worker_go_on_when_there_is_space(disk: Disk, ledger:
     assert worker.running
     assert "Traceback" not in worker.output
     assert "Traceback" not in process.output
+
+
+async def test_an_endpoint_that_calls_delay_says_why_as_well(disk: Disk, ledger: Ledger) -> None:
+    ledger.client.conf.task_publish_retry = False
+    app = FastAPI(lifespan=ledger.client.lifespan)
+    ledger.client.install(app)
+
+    @app.post("/work")
+    def post_work() -> str:
+        return str(ledger.client.send_task("ledger.work", args=["x" * 100_000]).id)
+
+    transport = httpx.ASGITransport(app)
+    async with ledger.client, httpx.AsyncClient(transport=transport, base_url="http://api") as http:
+        assert (await http.post("/work")).status_code == 200
+        disk.fill()
+        refused = await http.post("/work")
+    assert (refused.status_code, refused.json()["detail"]) == (503, "The disk of the database is full.")
 
 
 async def said_and_used(worker: Process, seconds: float) -> tuple[int, float]:
