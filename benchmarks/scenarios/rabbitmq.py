@@ -37,8 +37,9 @@ def measure(scale: Scale) -> Iterator[Row]:
             ),
         ],
     )
-    with running_rabbitmq() as server:
-        rounds.run(scale.runs, lambda contender: _drain(contender, server.url))
+    if RABBITMQ.unavailable() is None:
+        with running_rabbitmq() as server:
+            rounds.run(scale.runs, lambda contender: _drain(contender, server.url))
     for system in (RABBITMQ, RABBITMQ_RECORDS, STOCK_RABBITMQ):
         yield from rounds.rows(system, _rate, _drained_rows)
     yield from rounds.skipped()
@@ -86,8 +87,9 @@ def measure_publishing(scale: Scale) -> Iterator[Row]:
         for system, count in systems.items()
     ]
     rounds: Rounds[_Published] = Rounds(_PUBLISHING, contenders)
-    with running_rabbitmq() as server:
-        rounds.run(scale.runs, lambda contender: _publish(contender, server.url))
+    if RABBITMQ.unavailable() is None:
+        with running_rabbitmq() as server:
+            rounds.run(scale.runs, lambda contender: _publish(contender, server.url))
     for system in systems:
         yield from rounds.rows(system, _published_rate, _published_rows)
     yield from rounds.skipped()
