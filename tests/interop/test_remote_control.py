@@ -78,6 +78,14 @@ def test_time_limits_hold_for_what_starts_next(site: RemoteSite) -> None:
     assert site.send(NODE, "sleep", 0.3).get(timeout=10) is None
 
 
+@pytest.mark.parametrize("hard", ["x", -1, [], True])
+def test_a_time_limit_that_is_none_is_refused(site: RemoteSite, hard: object) -> None:
+    assert (
+        "Invalid hard time limit" in site.control(NODE, "time_limit", task_name="sleep", hard=hard)["error"]
+    )
+    assert site.send(NODE, "sleep", 0.01).get(timeout=10) is None
+
+
 def test_queues_come_and_go(site: RemoteSite) -> None:
     late = site.send("late", "add", 1, 2)
     assert site.control(NODE, "add_consumer", queue="late") == {"ok": "add consumer late"}

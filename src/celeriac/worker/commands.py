@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import math
 from collections import ChainMap
 from collections.abc import Mapping
 from typing import Any
@@ -65,6 +66,15 @@ COMMANDS: Mapping[str, Any] = ChainMap(
 )
 
 
+def _wrong_limit(arguments: Mapping[str, Any]) -> str | None:
+    """What is wrong with a time limit, which every later run of its task would have to take; nothing if it will do."""
+    for name in ("soft", "hard"):
+        seconds = arguments.get(name)
+        if seconds is not None and (type(seconds) not in (int, float) or not 0 <= seconds < math.inf):
+            return f"Invalid {name} time limit, which is to be a number of seconds: {seconds!r}"
+    return None
+
+
 class CommandNode(_Node):  # type: ignore[misc]
     """A pidbox node that prepares Celery's worker state for each command and replies on its own channel."""
 
@@ -84,6 +94,8 @@ class CommandNode(_Node):  # type: ignore[misc]
         arguments = arguments or {}
         if method not in self._commands:
             return self._refuse(method)
+        if method == "time_limit" and (wrong := _wrong_limit(arguments)):
+            return {"error": wrong}
         self.facade.subject = arguments.get("task_name")
         self._announce(method, arguments)
         try:
