@@ -173,8 +173,9 @@ class RabbitMQServer(ServerProcess):
         return self._environment()
 
     def _answer(self) -> bytes:
-        with socket.create_connection((self.host, self._management), timeout=2):
-            pass
+        for port in (self._management, self.port):
+            with socket.create_connection((self.host, port), timeout=2):
+                pass
         try:
             self.api("GET", "overview")
         except (urllib.error.URLError, TimeoutError, ConnectionError) as exc:

@@ -54,6 +54,8 @@ def unavailable(error: BaseException, server: Server) -> BrokerUnavailable:
         sentence = f"{server} cannot be reached: {said}"
     found = BrokerUnavailable(sentence)
     found.permanent = permanent
+    if code in _PASSING:
+        found.why = f"Redis {_PASSING[code].partition(':')[0]}."
     found.__cause__ = error
     return found
 
@@ -71,7 +73,7 @@ def turns_away(error: BaseException) -> bool:
 def again(error: BrokerUnavailable) -> BrokerUnavailable:
     """The same error for one more who waits: a traceback belongs to one exception."""
     copy = BrokerUnavailable(str(error))
-    copy.permanent, copy.unconfirmed = error.permanent, error.unconfirmed
+    copy.permanent, copy.unconfirmed, copy.why = error.permanent, error.unconfirmed, error.why
     copy.__cause__ = error.__cause__
     return copy
 

@@ -13,7 +13,7 @@ __all__ = ["store_error", "store_errors"]
 def store_error(error: BrokerUnavailable) -> StoreUnavailable:
     """The store's error that says the same."""
     found = StoreUnavailable(str(error))
-    found.permanent = error.permanent
+    found.permanent, found.why = error.permanent, error.why
     found.__cause__ = error
     return found
 

@@ -242,6 +242,7 @@ async def test_a_full_server_is_told_and_forgiven(redis_server: RedisServer, lin
     error = await failure(link, *command)
     assert f"Redis at 127.0.0.1:{redis_server.port} is out of memory" in str(error)
     assert "maxmemory" in str(error)
+    assert error.why == "Redis is out of memory."
     assert not error.permanent
     assert await link.send("GET", "key") is None
     redis_server.limit_memory(0)

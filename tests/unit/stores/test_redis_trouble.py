@@ -127,6 +127,7 @@ async def test_a_full_server_changes_nothing(redis_server: RedisServer, new_stor
     with pytest.raises(StoreUnavailable, match="out of memory") as caught:
         await store.transition([step("a", "STARTED"), step("b", "PENDING"), step("b", "SUCCESS")])
     assert not caught.value.permanent
+    assert caught.value.why == "Redis is out of memory."
     with pytest.raises(StoreUnavailable, match="out of memory"):
         await store.request_cancel(["a"])
     records = await store.get(["a", "b"])
