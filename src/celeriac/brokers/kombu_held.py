@@ -6,26 +6,24 @@ keeper does: longer delays, dead letters, bindings.
 
 from __future__ import annotations
 
-import asyncio
 import logging
 import math
 import secrets
 import time
 from collections.abc import Callable, Collection, Mapping, Sequence
 from itertools import count
-from typing import NamedTuple
 
 from celeriac.brokers.base import Broker, DeadLetter, Delayed, Delivery, Publication, Received, Settlement
 from celeriac.brokers.kombu_kept import Keeping, Kept
 from celeriac.brokers.kombu_leases import Leases
 from celeriac.brokers.kombu_outbox import Outbox
-from celeriac.brokers.kombu_partly import Parts, Successors
+from celeriac.brokers.kombu_partly import Parts
 from celeriac.brokers.kombu_polls import Arrival, Polls, arrivals
+from celeriac.brokers.kombu_settling import Settling
 from celeriac.brokers.kombu_sources.base import Outgoing
 from celeriac.brokers.kombu_sources.held import HeldSource, Sealed, eta_in, properties_in, sealed
 from celeriac.brokers.kombu_thread import SourceThread
-from celeriac.errors import BrokerUnavailable, MalformedMessage
-from celeriac.protocol import envelope
+from celeriac.errors import BrokerUnavailable
 from celeriac.protocol.exchanges import Binding
 from celeriac.protocol.settlement import Action
 
@@ -38,13 +36,6 @@ _PATIENCE = 40.0
 
 #: Seconds that long polls under way get when the broker is closed, and messages to be given back.
 _LAST_WORDS = 1.0
-
-
-class _Ending(NamedTuple):
-    """What becomes of a message that is ours: it ends, or is for others after ``delay`` seconds."""
-
-    arrival: Arrival
-    delay: float | None = None
 
 
 class HeldBroker(Broker):
@@ -60,15 +51,15 @@ class HeldBroker(Broker):
         self.lease = lease
         self._make = make
         self._keeper = keeper
-        self._facts = make()  # never opened: asked for what it can do
-        self.capabilities = self._facts.capabilities
+        self._facts = facts = make()  # never opened: asked for what it can do
+        self.capabilities = facts.capabilities
         self._in = SourceThread(make, name="celeriac-receive")
         self._out = SourceThread(make, name="celeriac-publish")
         self._outbox = Outbox(self._send)
-        self._polls = Polls(make, self._facts.longest_wait, self._facts.polling_interval)
-        self._keeping = Keeping(keeper, self._facts.identity, self._send_kept)
-        self._leases = Leases(self._facts.longest_hold, lease)
-        self._successors = Successors(self.publish)
+        self._polls = Polls(make, facts.longest_wait, facts.polling_interval)
+        self._keeping = Keeping(keeper, facts.identity, self._send_kept)
+        self._leases = Leases(facts.longest_hold, lease)
+        self._settling = Settling(self._in, facts, self._leases, self._keeping, self._outbox, self.publish)
         self._numbers = count(1)
         self._prefix = secrets.token_hex(4)
         self._room = 1
@@ -245,88 +236,7 @@ class HeldBroker(Broker):
     async def settle(self, settlements: Sequence[Settlement]) -> Collection[str]:
         """Send what deliveries leave behind, and then end them."""
         self._check()
-        held = await self._leases.ours(self._in, [each.tag for each in settlements])
-        ours = [(each, held[each.tag]) for each in settlements if each.tag in held]
-        await self._successors.publish([each for each, _ in ours])
-        endings = await asyncio.gather(
-            *(self._ending(each, arrival) for each, arrival in ours), return_exceptions=True
-        )
-        for ending in endings:
-            if isinstance(ending, BaseException):
-                raise ending
-        await self._end([each for each in endings if isinstance(each, _Ending)])
-        for each, _ in ours:
-            self._leases.release(each.tag)
-        self._successors.forget(each.tag for each in settlements)
-        return [each.tag for each in settlements if each.tag not in held]
-
-    async def _ending(self, settlement: Settlement, arrival: Arrival) -> _Ending:
-        """What is to be done to the message, after whatever takes its place is there."""
-        if settlement.action is Action.DEAD_LETTER and not arrival.replaced:
-            await self._keeping.bury([_dead(arrival, settlement.reason)])
-            arrival.replaced = True
-        if settlement.action is not Action.REQUEUE:
-            return _Ending(arrival)
-        delay = 0.0 if settlement.due is None else max(0.0, settlement.due - time.time())
-        if self._may_stay(settlement, arrival, delay):
-            return _Ending(arrival, delay)
-        if not arrival.replaced:
-            await self._copy(arrival, delay, arrival.taken.deliveries - (0 if settlement.counted else 1))
-            arrival.replaced = True
-        return _Ending(arrival)
-
-    def _may_stay(self, settlement: Settlement, arrival: Arrival, delay: float) -> bool:
-        """Whether the message itself may come again: a copy costs more, but is counted otherwise, or waits longer."""
-        if arrival.gone or arrival.replaced or not self._leases.can_hold(arrival, delay):
-            return False
-        return settlement.counted or self._facts.keeps_order_in(arrival.taken.queue)
-
-    async def _copy(self, arrival: Arrival, delay: float, deliveries: int) -> None:
-        queue, made = arrival.taken.queue, _envelope(arrival)
-        if delay > self._facts.delay_in(queue):
-            await self._keeping.delay(
-                [Kept(queue, made, time.time() + delay, deliveries)], self._facts.delay_in
-            )
-            return
-        # Another message: a FIFO queue would take it for the one that it replaces.
-        properties = {k: v for k, v in properties_in(made).items() if k != "MessageDeduplicationId"}
-        await self._outbox.put([Sealed(queue, made, delay, deliveries, properties)])
-
-    async def _end(self, endings: Sequence[_Ending]) -> None:
-        there = [each for each in endings if not each.arrival.gone and not each.arrival.ended]
-        finished = [each.arrival.taken for each in there if each.delay is None]
-        put_off: dict[int, list[_Ending]] = {}
-        for each in there:
-            if each.delay is not None:
-                put_off.setdefault(math.ceil(each.delay), []).append(each)
-
-        groups, unknown = list(put_off.items()), list[_Ending]()
-
-        def end(source: HeldSource) -> None:
-            # After a failure it goes on, here or in another settlement: what was made visible is not ours to renew.
-            if finished:
-                source.finish(finished)
-                finished.clear()
-            while groups:
-                seconds, group = groups[0]
-                lost = {each.handle for each in source.renew([each.arrival.taken for each in group], seconds)}
-                unknown.extend(each for each in group if each.arrival.taken.handle in lost)
-                for each in group:
-                    each.arrival.ended = each.arrival.taken.handle not in lost
-                groups.pop(0)
-
-        if there:
-            start = time.monotonic()
-            await self._in.run(end, deadline=_PATIENCE, again=True)
-            await self._restore([each for each in unknown if each.arrival.until > start])
-
-    async def _restore(self, lost: Sequence[_Ending]) -> None:
-        """Send again what the transport had lost under its lease, and what was to come again."""
-        for each in lost:
-            each.arrival.gone = True
-        await asyncio.gather(
-            *(self._copy(each.arrival, each.delay or 0.0, each.arrival.taken.deliveries) for each in lost)
-        )
+        return await self._settling.settle(settlements)
 
     async def renew(self, tags: Sequence[str]) -> Collection[str]:
         """Start the leases of these deliveries anew. Returns the void tags."""
@@ -385,23 +295,5 @@ class _Renewer(HeldBroker):
         await self._in.stop(_LAST_WORDS)
 
 
-def _envelope(arrival: Arrival) -> bytes:
-    made = arrival.taken.envelope
-    if isinstance(made, bytes):
-        return made
-    raise TypeError("A source that holds hands over envelopes.")
-
-
 def _kept(message: Sealed, due: float, publication: Publication) -> Kept:
     return Kept(message.queue, message.envelope, due, task_id=publication.task_id)
-
-
-def _dead(arrival: Arrival, reason: str) -> Kept:
-    taken, made = arrival.taken, _envelope(arrival)
-    task_id = task = ""
-    try:
-        headers = envelope.decode(made).headers
-        task_id, task = (each if type(each := headers.get(name)) is str else "" for name in ("id", "task"))
-    except MalformedMessage:
-        pass
-    return Kept(taken.queue, made, time.time(), taken.deliveries, task_id, task, reason)
