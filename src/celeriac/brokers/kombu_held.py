@@ -14,7 +14,8 @@ from collections.abc import Callable, Collection, Mapping, Sequence
 from itertools import count
 
 from celeriac.brokers.base import Broker, DeadLetter, Delayed, Delivery, Publication, Received, Settlement
-from celeriac.brokers.kombu_kept import Keeping, Kept
+from celeriac.brokers.kombu_keeping import Keeping
+from celeriac.brokers.kombu_kept import Kept
 from celeriac.brokers.kombu_leases import Leases
 from celeriac.brokers.kombu_outbox import Outbox
 from celeriac.brokers.kombu_partly import Parts

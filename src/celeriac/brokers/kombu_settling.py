@@ -9,7 +9,8 @@ from collections.abc import Awaitable, Callable, Collection, Sequence
 from typing import NamedTuple
 
 from celeriac.brokers.base import Publication, Settlement
-from celeriac.brokers.kombu_kept import Keeping, Kept
+from celeriac.brokers.kombu_keeping import Keeping
+from celeriac.brokers.kombu_kept import Kept
 from celeriac.brokers.kombu_leases import Leases
 from celeriac.brokers.kombu_outbox import Outbox
 from celeriac.brokers.kombu_partly import Successors

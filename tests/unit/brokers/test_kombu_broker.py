@@ -12,7 +12,8 @@ import pytest
 
 from celeriac.brokers.base import PartlyPublished, Publication, Settlement
 from celeriac.brokers.kombu import KombuBroker
-from celeriac.brokers.kombu_kept import Keeping, Kept
+from celeriac.brokers.kombu_keeping import Keeping
+from celeriac.brokers.kombu_kept import Kept
 from celeriac.brokers.kombu_sources.base import Outgoing, Source, Taken
 from celeriac.brokers.kombu_sources.filesystem import FilesystemSource
 from celeriac.brokers.kombu_sources.sqla import SQLAlchemySource
