@@ -183,14 +183,12 @@ async def test_errors_of_the_caller_pass_and_leave_the_connection(
 
 async def test_a_call_that_hangs_is_left_behind(server: Server, thread: SourceThread[FakeSource]) -> None:
     await thread.run(size, deadline=5)
-    held, server.hangs = server.hangs, threading.Event()
-    stuck, server.hangs = server.hangs, server.hangs
+    stuck = threading.Event()
 
-    first = asyncio.ensure_future(thread.run(size, deadline=0.1))
+    first = asyncio.ensure_future(thread.run(lambda _: stuck.wait(), deadline=0.1))
     behind = asyncio.ensure_future(thread.run(lambda source: 7, deadline=5))
     with pytest.raises(BrokerUnavailable, match=r"does not answer: nothing came back within 0\.1 seconds"):
         await first
-    server.hangs = held  # the new connection is not stuck
 
     assert await behind == 7
     assert len(server.opened) == 2
