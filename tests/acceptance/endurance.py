@@ -31,10 +31,10 @@ SOURCES = Path(__file__).parent / "apps"
 #: Tasks in one request.
 CHUNK = 1_000
 
-#: Megabytes that a process may grow by, from a fifth of the way to the end.
+#: Megabytes that a process may grow by, from the first sample after a fifth of the way to the end.
 GROWTH = 16.0
 
-#: Connections and other open files that a process may have more at the end than at a fifth of the way.
+#: Connections and other open files that a process may have more at the end than at that sample.
 LEEWAY = 3
 
 _CONF = {"result_expires": 30.0, "celeriac_lease": 10.0, "worker_hijack_root_logger": False}
@@ -174,7 +174,7 @@ class Endurance:
         return answer.raise_for_status().json()
 
     def growth(self) -> list[str]:
-        """What has grown since the first fifth; nothing if all is well."""
+        """What has grown since the first sample after a fifth of the way; nothing if all is well."""
         found = []
         (worker, api), (last_worker, last_api) = self.samples[len(self.samples) // 5], self.samples[-1]
         for name, first, last in (("worker", worker, last_worker), ("API", api, last_api)):
