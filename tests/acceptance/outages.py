@@ -19,6 +19,7 @@ from celeriac.handle import TaskHandle
 __all__ = [
     "OUTAGES",
     "RECOVERY",
+    "SLOW_OUTAGES",
     "AnySite",
     "Outage",
     "RedisOutage",
@@ -31,6 +32,7 @@ __all__ = [
     "resume",
     "start",
     "swallow",
+    "swallow_replies",
 ]
 
 #: Seconds within which all is well again once the server is.
@@ -61,6 +63,8 @@ class Outage(Generic[S]):
     end: Callable[[S], Awaitable[None]]
     #: What the error that ``enqueue`` raises has to say.
     says: str = field(kw_only=True)
+    #: Seconds that it lasts at least.
+    lasts: float = field(default=0.0, kw_only=True)
 
     def __str__(self) -> str:
         return self.name
@@ -84,6 +88,11 @@ async def refuse(site: AnySite) -> None:
 async def swallow(site: AnySite) -> None:
     """What is sent arrives nowhere; a connection that has lost something stays silent for good."""
     site.proxy.blackhole()
+
+
+async def swallow_replies(site: AnySite) -> None:
+    """What is sent arrives, and nothing comes back."""
+    site.proxy.blackhole(requests=False)
 
 
 async def heal(site: AnySite) -> None:
@@ -210,4 +219,10 @@ OUTAGES = (
     RedisOutage("swallowed", swallow, heal, says=_SILENT),
     RedisOutage("out of memory", _limit, _lift_limit, says="is out of memory", reads=True),
     RedisOutage("read-only", _follow, _lead, says="is a read-only replica", reads=True),
+)
+
+#: For who wants to know: much the same to a client as those above, or long.
+SLOW_OUTAGES = (
+    RedisOutage("half open", swallow_replies, heal, says=_SILENT),
+    RedisOutage("silent for a minute", pause, resume, says=_SILENT, lasts=60),
 )

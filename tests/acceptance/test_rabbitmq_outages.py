@@ -13,7 +13,18 @@ from pathlib import Path
 import pytest
 from tests.acceptance.ledger import Ledger
 from tests.acceptance.observing import failed_enqueue, measured_loop
-from tests.acceptance.outages import Outage, Witnesses, heal, kill, pause, refuse, resume, start, swallow
+from tests.acceptance.outages import (
+    Outage,
+    Witnesses,
+    heal,
+    kill,
+    pause,
+    refuse,
+    resume,
+    start,
+    swallow,
+    swallow_replies,
+)
 from tests.acceptance.processes import Launcher
 from tests.services import Proxy, RabbitMQServer
 
@@ -65,10 +76,6 @@ def ledger(site: Site, tmp_path: Path, launcher: Launcher) -> Ledger:
     return ledger
 
 
-async def _swallow_replies(site: Site) -> None:
-    site.proxy.blackhole(requests=False)
-
-
 async def _fill_memory(site: Site) -> None:
     await site.command("set_vm_memory_high_watermark", "0")
 
@@ -93,8 +100,6 @@ class RabbitMQOutage(Outage[Site]):
     cuts: bool = field(default=False, kw_only=True)
     #: What the error is: nobody may be told that a task is not enqueued which the server reads once it goes on.
     raises: type[CeleriacError] = field(kw_only=True)
-    #: Seconds that it lasts at least.
-    lasts: float = field(default=0.0, kw_only=True)
 
 
 _GONE = "RabbitMQ at .* cannot be reached"
@@ -113,7 +118,7 @@ OUTAGES = (
 
 #: For who wants to know: much the same to a client as those above, or RabbitMQ takes its time to start.
 SLOW_OUTAGES = (
-    RabbitMQOutage("half open", _swallow_replies, heal, raises=PublishTimeout, says=_SILENT, lasts=2 * LEASE),
+    RabbitMQOutage("half open", swallow_replies, heal, raises=PublishTimeout, says=_SILENT, lasts=2 * LEASE),
     RabbitMQOutage("out of memory", _fill_memory, _free_memory, raises=PublishTimeout, says=_SILENT),
     RabbitMQOutage("out of disk", _fill_disk, _free_disk, raises=PublishTimeout, says=_SILENT),
     RabbitMQOutage("killed", kill, start, raises=BrokerUnavailable, says=_GONE, cuts=True),
