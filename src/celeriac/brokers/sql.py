@@ -19,16 +19,12 @@ from celeriac.sql import bindings as bindings_table
 from celeriac.sql import leases, messages
 from celeriac.sql.database import Database
 from celeriac.sql.engine import absolute_url
+from celeriac.sql.stalls import MERCY, Sparing
 
 __all__ = ["SQLBroker"]
 
 #: Messages that one transaction purges, so that publishers get their turn in between.
 _PURGE_LIMIT = 10_000
-
-
-#: Seconds that the holders of leases get to renew them when nobody could write for a while: as a rule, and besides the
-#: time between two looks of theirs where that while was long, as the machine may have slept.
-_MERCY = 1.0
 
 #: Seconds between two looks at who has been spared.
 _PAUSE = 0.1
@@ -51,9 +47,7 @@ class SQLBroker(Broker):
         self._opening = asyncio.Lock()
         self._opened: Database | None = None
         self._turn = 0
-        # Until when leases that have ended are left to their holders, and when the stall began because of which.
-        self._spared_until = 0.0
-        self._spared_for = 0.0
+        self._sparing = Sparing()
 
     @property
     def _database(self) -> Database:
@@ -114,7 +108,7 @@ class SQLBroker(Broker):
             now = time.time()
             if self._database.failing:
                 # Nobody could renew. That this is written says that they can now, and all processes see it.
-                leases.spare(connection, now, now + _MERCY)
+                leases.spare(connection, now, now + MERCY)
             spared = self._spares_leases(now)
             taken = messages.take(connection, fair, limit, self.lease, now, spare_leases=spared)
             return taken, messages.next_due(connection)
@@ -123,17 +117,8 @@ class SQLBroker(Broker):
         return Received([rows.delivery(row) for row in taken], next_due)
 
     def _spares_leases(self, now: float) -> bool:
-        """Whether not to take over what others hold: they could not renew it, as the database was held up.
-
-        Not again within half a lease: a database that is slow all the time must not keep dead workers' tasks.
-        """
-        stall = self._database.last_stall()
-        if stall.began == self._spared_for or stall.until > self._spared_until + self.lease / 2:
-            self._spared_for = stall.began
-            self._spared_until = (
-                stall.until + _MERCY + (self.lease / 12 if stall.took > self.lease / 2 else 0.0)
-            )
-        return now < self._spared_until
+        """Whether not to take over what others hold: they could not renew it, as the database was held up."""
+        return self._sparing.spares(self._database.last_stall(), self.lease, now)
 
     async def wait(self, queues: Sequence[str], timeout: float | None = None) -> None:
         """Sleep until somebody has committed something for these queues, or something falls due."""
@@ -143,7 +128,7 @@ class SQLBroker(Broker):
         """Seconds until something can be received, as far as is known now."""
         now = time.time()
         if self._spares_leases(now):
-            return min(_PAUSE, self._spared_until - now)
+            return min(_PAUSE, self._sparing.until - now)
 
         def look(connection: Connection) -> float:
             if messages.has_ready(connection, queues, now):

@@ -16,6 +16,7 @@ from sqlalchemy.engine import Connection, make_url
 
 from celeriac.sql import messages
 from celeriac.sql.messages import Draft, Ending, Taken
+from celeriac.sql.stalls import Sparing, Stalls
 from celeriac.transports import engines, routing, topology, virtual
 from celeriac.transports.storage import Binding, Declaration, Look, Order, QueueOptions, Storage
 
@@ -30,6 +31,7 @@ class SQLStorage(Storage):
         self._closed = False
         self._bindings: dict[str, list[Binding]] = {}
         self._bindings_version: Hashable = None
+        self._stalls, self._sparing = Stalls(), Sparing()
 
     def version(self) -> Hashable:
         return self._engine.version()
@@ -43,10 +45,15 @@ class SQLStorage(Storage):
         return self._engine.read(operation)
 
     def take(self, orders: Sequence[Order], lease: float) -> Sequence[Sequence[Taken]]:
-        now = time.time()
-        return self._engine.write(
-            lambda connection: [_take(connection, order, lease, now) for order in orders]
-        )
+        taken: list[list[Taken]] = []
+
+        def operation(connection: Connection) -> None:
+            now = time.time()
+            spared = self._sparing.spares(self._stalls.last(), lease, now)
+            taken[:] = [_take(connection, order, lease, now, spare_leases=spared) for order in orders]
+
+        self._stalls.timed(lambda: self._engine.write(operation))
+        return taken
 
     def put(self, drafts: Sequence[Draft]) -> None:
         self._engine.write(lambda connection: messages.insert(connection, drafts))
@@ -141,11 +148,15 @@ class SQLStorage(Storage):
             self._release()
 
 
-def _take(connection: Connection, order: Order, lease: float, now: float) -> list[Taken]:
+def _take(
+    connection: Connection, order: Order, lease: float, now: float, *, spare_leases: bool
+) -> list[Taken]:
     if order.no_ack:
-        # Such queues hold commands and events, which are worse late than never.
+        # Such queues hold commands and events, which are worse late than never. Nobody has leases there, and whoever
+        # reads them knows nothing of those of others.
         messages.drop_expired(connection, now)
-    taken = messages.take(connection, order.queues, order.limit, lease, now)
+        spare_leases = True
+    taken = messages.take(connection, order.queues, order.limit, lease, now, spare_leases=spare_leases)
     if order.no_ack:
         messages.settle(connection, [Ending(each.tag) for each in taken])
     return taken

@@ -19,6 +19,8 @@ from celeriac.protocol.message import Message
 from celeriac.sql import messages
 from celeriac.sql.stalls import Stall
 from celeriac.testing.contract.messages import collect, name_of, publication, receive
+from celeriac.transports.sql import SQLStorage
+from celeriac.transports.storage import Order
 
 
 @pytest_asyncio.fixture
@@ -102,6 +104,48 @@ async def test_leases_that_nobody_could_renew_are_left_to_their_holders(database
     # A holder that is dead is found out a little later.
     again = await collect(broker, 2)
     assert [(name_of(each), each.deliveries) for each in again] == [("1", 2), ("2", 2)]
+    await broker.close()
+
+
+async def test_who_reads_commands_leaves_the_leases_of_others_alone(
+    database_url: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    broker = SQLBroker(database_url, lease=0.2)
+    await broker.open()
+    await broker.publish([publication("1")])
+    (held,) = await receive(broker, 1)
+    await asyncio.sleep(0.3)
+    stall = Stall(time.time() - 10, time.time())
+    monkeypatch.setattr(broker._database, "last_stall", lambda: stall)
+    commands = await asyncio.to_thread(SQLStorage, database_url)
+    order = Order(("commands",), 10, no_ack=True)
+    assert await asyncio.to_thread(commands.take, [order], 0.2) == [[]]
+    assert not await receive(broker, 1)
+    assert not await broker.renew([held.tag])
+    await asyncio.to_thread(commands.close)
+    await broker.close()
+
+
+async def test_a_stock_worker_leaves_leases_that_nobody_could_renew_to_their_holders(
+    database_url: str,
+) -> None:
+    broker = SQLBroker(database_url, lease=0.8)
+    await broker.open()
+    await broker.publish([publication("1"), publication("2")])
+    (held,) = await receive(broker, 1)
+    stock = await asyncio.to_thread(SQLStorage, database_url)
+    lock = sqlite3.connect(database_url.removeprefix("sqlite:///"), isolation_level=None)
+    lock.execute("BEGIN IMMEDIATE")
+    taking = asyncio.create_task(
+        asyncio.to_thread(stock.take, [Order((held.queue,), 10, no_ack=False)], 30.0)
+    )
+    await asyncio.sleep(1.2)
+    lock.execute("ROLLBACK")
+    lock.close()
+    ((taken,),) = await taking
+    assert taken.deliveries == 1
+    assert not await broker.renew([held.tag])
+    await asyncio.to_thread(stock.close)
     await broker.close()
 
 
