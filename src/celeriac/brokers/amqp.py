@@ -9,21 +9,15 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import logging
 import math
 import time
 from collections.abc import Callable, Collection, Mapping, Sequence
-from typing import Any, NamedTuple
+from typing import Any
 
 from celeriac.brokers.amqp_consuming import Consuming
+from celeriac.brokers.amqp_copies import Copies, Move
 from celeriac.brokers.amqp_dead import DeadLetters
-from celeriac.brokers.amqp_deliveries import Arrival, acknowledged, requeued
 from celeriac.brokers.amqp_link import ANSWER_TIMEOUT, Link, places_of
-from celeriac.brokers.amqp_messages import (
-    deliveries_of,
-    due_of,
-    message_of,
-)
 from celeriac.brokers.amqp_publishing import Outgoing, Publishing
 from celeriac.brokers.amqp_sending import Sender, unconfirmed
 from celeriac.brokers.amqp_topology import Topology
@@ -31,7 +25,6 @@ from celeriac.brokers.base import (
     Broker,
     Capabilities,
     DeadLetter,
-    Delivery,
     PartlyPublished,
     Publication,
     Received,
@@ -42,30 +35,13 @@ from celeriac.protocol.exchanges import Binding, QueueFlags
 
 __all__ = ["AMQPBroker"]
 
-logger = logging.getLogger("celeriac.brokers.amqp")
-
 QUORUM: Mapping[str, Any] = {"x-queue-type": "quorum"}
-
-#: Seconds until a due time that a consumer waits out by itself: RabbitMQ delays by whole seconds.
-_SHORT = 2.0
 
 #: Seconds after which who waits has another look: a consumer that RabbitMQ or the network has forgotten hears nothing.
 _LONGEST_WAIT = 2.0
 
 #: Seconds for giving back, at the end, what was pushed and not taken. Later it goes back by itself, and is counted.
 _LAST_WORDS = 2.0
-
-
-#: Seconds for putting copies in the places of messages, before those are worked on as they are.
-_MOVE_TIMEOUT = 5.0
-
-
-class _Move(NamedTuple):
-    """A message that a copy is to replace, which was delivered so often, and is due then."""
-
-    arrival: Arrival
-    deliveries: int
-    due: float | None
 
 
 class AMQPBroker(Broker):
@@ -114,6 +90,7 @@ class AMQPBroker(Broker):
         self._sender = Sender(self._topology, self._publishing)
         patience = max(lease, ANSWER_TIMEOUT)
         self._consuming = Consuming(self._in, self._topology.consumed, self._topology.forget_queue, patience)
+        self._copies = Copies(self._consuming, self._sender)
         self._letters = DeadLetters(self._out, self._topology, self._publishing)
         self._opened = False
 
@@ -204,76 +181,19 @@ class AMQPBroker(Broker):
         """
         self._check()
         if self._consuming.consumes_others(queues):
-            await self._hand_back(await self._consuming.leave(queues))
+            await self._copies.hand_back(await self._consuming.leave(queues))
         arrivals = await self._consuming.take(queues, limit)
-        moves: list[_Move] = []
-        deliveries = [each for arrival in arrivals if (each := self._delivery(arrival, moves)) is not None]
-        if moves:
-            deliveries += await self._move(moves)
-        return Received(deliveries, self._consuming.next_due())
-
-    def _delivery(self, arrival: Arrival, moves: list[_Move]) -> Delivery | None:
-        """A delivery, unless the message has to wait for its time or to be counted: by a copy, one of ``moves``."""
-        delivered = arrival.delivered
-        deliveries = deliveries_of(delivered)
-        due = due_of(delivered)
-        if due and due - time.time() > _SHORT:
-            # A stock client's, that knows nothing of delays.
-            moves.append(_Move(arrival, deliveries - 1, due))
-            return None
-        if due and due > time.time():
-            self._consuming.put_aside(arrival, due)
-            return None
-        if delivered.redelivered and "x-delivery-count" not in (delivered.header.properties.headers or {}):
-            # A classic queue does not count. The copy does.
-            moves.append(_Move(arrival, deliveries, None))
-            return None
-        return Delivery(arrival.tag, arrival.queue, message_of(delivered, arrival.queue), deliveries)
-
-    async def _move(self, moves: Sequence[_Move]) -> list[Delivery]:
-        """Have copies take the places of messages. Returns what has to start without one.
-
-        A server that takes no messages for now must not keep the worker from those that it has.
-        """
-        try:
-            async with asyncio.timeout(_MOVE_TIMEOUT):
-                await self._sender.publish([await self._sender.copy(*each) for each in moves])
-        except (BrokerUnavailable, TimeoutError, TypeError) as exc:
-            logger.warning("%d messages were not put off or counted: %s", len(moves), exc or "no answer")
-        else:
-            await self._consuming.end(
-                [(each.arrival.tag, acknowledged(each.arrival.number)) for each in moves]
-            )
-            return []
-        for arrival, _, due in moves:
-            if due is not None:
-                self._consuming.put_aside(arrival, due)
-        return [
-            Delivery(arrival.tag, arrival.queue, message_of(arrival.delivered, arrival.queue), deliveries + 1)
-            for arrival, deliveries, due in moves
-            if due is None
+        moves: list[Move] = []
+        deliveries = [
+            each for arrival in arrivals if (each := self._copies.delivery(arrival, moves)) is not None
         ]
+        if moves:
+            deliveries += await self._copies.replace(moves)
+        return Received(deliveries, self._consuming.next_due())
 
     async def rest(self) -> None:
         """Have nothing pushed any more, and give back what was pushed and not taken."""
-        await self._hand_back(await self._consuming.leave())
-
-    async def _hand_back(self, arrivals: Sequence[Arrival]) -> None:
-        """Give back what nobody has started. A copy, as RabbitMQ would count a delivery for the message itself."""
-        frame = acknowledged
-        try:
-            async with asyncio.timeout(ANSWER_TIMEOUT):
-                await self._sender.publish(
-                    [
-                        await self._sender.copy(
-                            each, deliveries_of(each.delivered) - 1, due_of(each.delivered) or None
-                        )
-                        for each in arrivals
-                    ]
-                )
-        except (BrokerUnavailable, TimeoutError, TypeError):
-            frame = requeued
-        await self._consuming.end([(each.tag, frame(each.number)) for each in arrivals])
+        await self._copies.hand_back(await self._consuming.leave())
 
     async def wait(self, queues: Sequence[str], timeout: float | None = None) -> None:
         """Return when a message was pushed, or may have become due."""

@@ -1,0 +1,102 @@
+"""What RabbitMQ cannot do to a message itself, a copy does in its place: wait for its time, or be counted otherwise."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import time
+from collections.abc import Sequence
+from typing import NamedTuple
+
+from celeriac.brokers.amqp_consuming import Consuming
+from celeriac.brokers.amqp_deliveries import Arrival, acknowledged, requeued
+from celeriac.brokers.amqp_link import ANSWER_TIMEOUT
+from celeriac.brokers.amqp_messages import deliveries_of, due_of, message_of
+from celeriac.brokers.amqp_sending import Sender
+from celeriac.brokers.base import Delivery
+from celeriac.errors import BrokerUnavailable
+
+__all__ = ["Copies", "Move"]
+
+logger = logging.getLogger("celeriac.brokers.amqp")
+
+#: Seconds until a due time that a consumer waits out by itself: RabbitMQ delays by whole seconds.
+_SHORT = 2.0
+
+#: Seconds for putting copies in the places of messages, before those are worked on as they are.
+_REPLACE_TIMEOUT = 5.0
+
+
+class Move(NamedTuple):
+    """A message that a copy is to replace, which was delivered so often, and is due then."""
+
+    arrival: Arrival
+    deliveries: int
+    due: float | None
+
+
+class Copies:
+    """Puts copies in the places of what ``consuming`` holds, by way of ``sender``."""
+
+    def __init__(self, consuming: Consuming, sender: Sender) -> None:
+        self._consuming = consuming
+        self._sender = sender
+
+    def delivery(self, arrival: Arrival, moves: list[Move]) -> Delivery | None:
+        """A delivery, unless the message has to wait for its time or to be counted: by a copy, one of ``moves``."""
+        delivered = arrival.delivered
+        deliveries = deliveries_of(delivered)
+        due = due_of(delivered)
+        if due and due - time.time() > _SHORT:
+            # A stock client's, that knows nothing of delays.
+            moves.append(Move(arrival, deliveries - 1, due))
+            return None
+        if due and due > time.time():
+            self._consuming.put_aside(arrival, due)
+            return None
+        if delivered.redelivered and "x-delivery-count" not in (delivered.header.properties.headers or {}):
+            # A classic queue does not count. The copy does.
+            moves.append(Move(arrival, deliveries, None))
+            return None
+        return Delivery(arrival.tag, arrival.queue, message_of(delivered, arrival.queue), deliveries)
+
+    async def replace(self, moves: Sequence[Move]) -> list[Delivery]:
+        """Have copies take the places of messages. Returns what has to start without one.
+
+        A server that takes no messages for now must not keep the worker from those that it has.
+        """
+        try:
+            async with asyncio.timeout(_REPLACE_TIMEOUT):
+                await self._sender.publish([await self._sender.copy(*each) for each in moves])
+        except (BrokerUnavailable, TimeoutError, TypeError) as exc:
+            logger.warning("%d messages were not put off or counted: %s", len(moves), exc or "no answer")
+        else:
+            await self._consuming.end(
+                [(each.arrival.tag, acknowledged(each.arrival.number)) for each in moves]
+            )
+            return []
+        for arrival, _, due in moves:
+            if due is not None:
+                self._consuming.put_aside(arrival, due)
+        return [
+            Delivery(arrival.tag, arrival.queue, message_of(arrival.delivered, arrival.queue), deliveries + 1)
+            for arrival, deliveries, due in moves
+            if due is None
+        ]
+
+    async def hand_back(self, arrivals: Sequence[Arrival]) -> None:
+        """Give back what nobody has started. A copy, as RabbitMQ would count a delivery for the message itself."""
+        frame = acknowledged
+        try:
+            async with asyncio.timeout(ANSWER_TIMEOUT):
+                await self._sender.publish(
+                    [
+                        await self._sender.copy(
+                            each, deliveries_of(each.delivered) - 1, due_of(each.delivered) or None
+                        )
+                        for each in arrivals
+                    ]
+                )
+        except (BrokerUnavailable, TimeoutError, TypeError):
+            frame = requeued
+        await self._consuming.end([(each.tag, frame(each.number)) for each in arrivals])
