@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import AsyncIterator, Sequence
+from typing import Any
 
 import pytest
 import pytest_asyncio
+from tests.services import RabbitMQServer
 
 from celeriac.brokers.amqp import AMQPBroker
 from celeriac.brokers.amqp_messages import burial, properties_of
@@ -85,3 +87,76 @@ async def test_messages_that_others_have_put_there_are_passed_over(broker: AMQPB
         [Outgoing("", DEAD, properties_of(strange, 0, broker._publishing.new_id()), strange.body)]
     )
     assert [letter.id for letter in await broker.dead_letters()] == ["id-1"]
+
+
+def limited(rabbitmq: RabbitMQServer, url: str, definition: dict[str, Any]) -> None:
+    """Have a policy for the queue of the contract."""
+    policy = {"pattern": "^contract$", "definition": definition, "apply-to": "queues"}
+    rabbitmq.api("PUT", f"policies/{url.rpartition('/')[2]}/limit", policy)
+
+
+async def fail(broker: AMQPBroker, times: int) -> list[int]:
+    """Lose the connection so often with a message that has come. Returns how often it had been delivered."""
+    counts = []
+    for _ in range(times):
+        (delivery,) = await collect(broker, 1)
+        counts.append(delivery.deliveries)
+        await broker._in.drop()
+    return counts
+
+
+async def test_a_limit_of_rabbitmqs_own_drops_no_message(
+    rabbitmq: RabbitMQServer, rabbitmq_url: str, broker: AMQPBroker
+) -> None:
+    limited(rabbitmq, rabbitmq_url, {"delivery-limit": 12})
+    await broker.publish([publication("1")])
+    assert await fail(broker, 24) == list(range(1, 25))
+
+
+async def test_a_limit_that_a_queue_is_declared_with_drops_no_message(rabbitmq_url: str) -> None:
+    arguments = {"x-queue-type": "quorum", "x-delivery-limit": 2}
+    broker = AMQPBroker(rabbitmq_url, queue_arguments=lambda _: arguments)
+    await broker.open()
+    await broker.publish([publication("1")])
+    assert await fail(broker, 7) == list(range(1, 8))
+    await broker.close()
+
+
+async def test_a_limit_with_a_dead_letter_exchange_is_left_to_rabbitmq(rabbitmq_url: str) -> None:
+    limited = {
+        "x-queue-type": "quorum",
+        "x-delivery-limit": 2,
+        "x-dead-letter-exchange": "",
+        "x-dead-letter-routing-key": "hospital",
+    }
+    broker = AMQPBroker(rabbitmq_url, queue_arguments=lambda queue: limited if queue == "contract" else {})
+    await broker.open()
+    await broker._topology.queue("hospital")
+    await broker.publish([publication("1")])
+    assert await fail(broker, 3) == [1, 2, 3]
+    (delivery,) = await collect(broker, 1, ["hospital"])
+    assert name_of(delivery) == "1"
+    await broker.close()
+
+
+async def test_what_rabbitmq_gave_up_by_a_policy_is_listed_and_replayed(
+    rabbitmq: RabbitMQServer, rabbitmq_url: str, broker: AMQPBroker
+) -> None:
+    policy = {"delivery-limit": 1, "dead-letter-exchange": "", "dead-letter-routing-key": DEAD}
+    limited(rabbitmq, rabbitmq_url, policy)
+    await broker.dead_letters()  # the queue is there from then on
+    await broker.publish([publication("1"), publication("2")])
+    for _ in range(2):
+        await collect(broker, 2)
+        await broker._in.drop()
+    async with asyncio.timeout(10):
+        while len(letters := await broker.dead_letters("contract")) < 2:
+            await asyncio.sleep(0.01)
+    assert {letter.task_id for letter in letters} == {"1", "2"}
+    assert {letter.reason for letter in letters} == {"RabbitMQ gave it up: delivery_limit"}
+    assert letters == await broker.dead_letters("contract")
+    (chosen,) = (letter.id for letter in letters if letter.task_id == "2")
+    assert await broker.replay([chosen]) == 1
+    (again,) = await collect(broker, 1)
+    assert (name_of(again), again.deliveries) == ("2", 1)
+    assert [letter.task_id for letter in await broker.dead_letters()] == ["1"]

@@ -90,7 +90,7 @@ class AMQPBroker(Broker):
         self._sender = Sender(self._topology, self._publishing)
         patience = max(lease, ANSWER_TIMEOUT)
         self._consuming = Consuming(self._in, self._topology.consumed, self._topology.forget_queue, patience)
-        self._copies = Copies(self._consuming, self._sender)
+        self._copies = Copies(self._consuming, self._sender, self._topology.most_counted)
         self._letters = DeadLetters(self._out, self._topology, self._publishing)
         self._opened = False
 

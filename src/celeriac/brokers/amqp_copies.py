@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
 from celeriac.brokers.amqp_consuming import Consuming
@@ -36,11 +36,15 @@ class Move(NamedTuple):
 
 
 class Copies:
-    """Puts copies in the places of what ``consuming`` holds, by way of ``sender``."""
+    """Puts copies in the places of what ``consuming`` holds, by way of ``sender``.
 
-    def __init__(self, consuming: Consuming, sender: Sender) -> None:
+    ``most_counted`` gives, by a queue's name, how many deliveries of a message RabbitMQ may count.
+    """
+
+    def __init__(self, consuming: Consuming, sender: Sender, most_counted: Callable[[str], float]) -> None:
         self._consuming = consuming
         self._sender = sender
+        self._most_counted = most_counted
 
     def delivery(self, arrival: Arrival, moves: list[Move]) -> Delivery | None:
         """A delivery, unless the message has to wait for its time or to be counted: by a copy, one of ``moves``."""
@@ -54,10 +58,16 @@ class Copies:
         if due and due > time.time():
             self._consuming.put_aside(arrival, due)
             return None
-        if delivered.redelivered and "x-delivery-count" not in (delivered.header.properties.headers or {}):
-            # A classic queue does not count. The copy does.
-            moves.append(Move(arrival, deliveries, None))
-            return None
+        if delivered.redelivered:
+            counted = (delivered.header.properties.headers or {}).get("x-delivery-count")
+            if type(counted) is not int:
+                # A classic queue does not count. The copy does.
+                moves.append(Move(arrival, deliveries, None))
+                return None
+            if counted >= self._most_counted(arrival.queue):
+                # RabbitMQ would drop it before long. It counts the copy anew.
+                moves.append(Move(arrival, deliveries - 1, None))
+                return None
         return Delivery(arrival.tag, arrival.queue, message_of(delivered, arrival.queue), deliveries)
 
     async def replace(self, moves: Sequence[Move]) -> list[Delivery]:

@@ -7,6 +7,7 @@ import time
 from collections.abc import Mapping
 from dataclasses import replace
 from datetime import UTC, datetime
+from hashlib import sha256
 from typing import Any
 
 from aiormq.abc import DeliveredMessage
@@ -198,8 +199,12 @@ def burial(publication: Publication, reason: str, deliveries: int, id_: str) -> 
 
 
 def dead_letter(delivered: DeliveredMessage) -> DeadLetter:
-    """A message of the queue of dead letters. Raises ValueError for one that somebody else has put there."""
-    about: Any = (delivered.header.properties.headers or {}).get("x-celeriac-dead")
+    """A message of the queue of dead letters, where a policy may have RabbitMQ put some, too.
+
+    Raises ValueError for one that somebody else has put there.
+    """
+    headers = delivered.header.properties.headers or {}
+    about: Any = headers.get("x-celeriac-dead") or _given_up(delivered, headers)
     if not isinstance(about, dict) or not {"id", "queue", "at", "deliveries"} <= about.keys():
         raise ValueError("no dead letter of ours")
     at, deliveries = about["at"], about["deliveries"]
@@ -221,3 +226,24 @@ def dead_letter(delivered: DeliveredMessage) -> DeadLetter:
         at=at / 1e6,
         envelope=replace(message, properties=properties),
     )
+
+
+def _given_up(delivered: DeliveredMessage, headers: Mapping[str, Any]) -> dict[str, Any] | None:
+    """What :func:`burial` would say of a message that RabbitMQ itself has given up, which says it in ``x-death``."""
+    deaths: Any = headers.get("x-death")
+    last = deaths[0] if isinstance(deaths, list) and deaths else None
+    if not isinstance(last, dict) or not isinstance(last.get("time"), datetime):
+        return None
+    queue, at, task_id, task = last.get("queue"), last["time"], headers.get("id"), headers.get("task")
+    known_by = repr((delivered.header.properties.message_id, task_id, queue, at))
+    return {
+        "id": sha256(known_by.encode()).hexdigest()[:32],
+        "queue": queue,
+        "reason": f"RabbitMQ gave it up: {last.get('reason')}",
+        "deliveries": _whole(headers.get(DELIVERIES)),
+        "at": int(at.timestamp() * 1e6),
+        "task_id": task_id if type(task_id) is str else "",
+        "task": task if type(task) is str else "",
+        "exchange": "",
+        "routing_key": queue,
+    }

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import math
 from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING, Any
 
@@ -32,6 +33,9 @@ __all__ = ["DEAD", "LONGEST_DELAY", "Topology", "delayed_place"]
 #: The queue of dead letters. A classic one: each look at it delivers them once more, and RabbitMQ 4 drops what was
 #: delivered from a quorum queue too often.
 DEAD = "celeriac.dead"
+
+#: Deliveries of one message that RabbitMQ may count. After 20, or what a policy says, RabbitMQ 4 drops it silently.
+_MOST_COUNTED = 10
 
 #: Seconds that kombu's exchanges can delay a message.
 LONGEST_DELAY = 2 ** (MAX_LEVEL + 1) - 1
@@ -121,6 +125,17 @@ class Topology:
     def is_quorum(self, name: str) -> bool:
         """Whether RabbitMQ counts the deliveries of this queue's messages."""
         return self._arguments_of(name).get("x-queue-type") == "quorum"
+
+    def most_counted(self, name: str) -> float:
+        """How many deliveries of a message of this queue RabbitMQ may count before a copy takes its place.
+
+        A limit that is declared with a dead-letter exchange is somebody's will.
+        """
+        arguments = self._arguments_of(name)
+        limit = arguments.get("x-delivery-limit")
+        if type(limit) is not int or limit < 0:
+            return _MOST_COUNTED
+        return math.inf if "x-dead-letter-exchange" in arguments else min(max(limit, 1), _MOST_COUNTED)
 
     async def exchange(self, name: str, kind: str, options: ExchangeOptions = _PLAIN) -> None:
         """Have an exchange; one that is there stays as it is, and so do RabbitMQ's own."""
