@@ -12,6 +12,7 @@ from kombu.utils.objects import cached_property
 from celeriac import compat, config, dead_letters
 from celeriac.brokers.base import Broker, DeadLetter
 from celeriac.brokers.kombu_transports import for_kombu
+from celeriac.brokers.urls import check_for_kombu
 from celeriac.connection import Connection, Connections
 from celeriac.errors import ConfigurationError
 from celeriac.handle import TaskHandle
@@ -84,12 +85,17 @@ class Celery(HasTasks):
         return conf
 
     def _connection(self, url: str, **options: Any) -> Any:
+        check_for_kombu(url)
         if url.startswith(("sqlite:", "memory:")):
             settings = self.settings
             own = {"visibility_timeout": settings.lease, "delivery_limit": settings.delivery_limit}
             passed = options.get("transport_options") or {}
             options["transport_options"] = {**own, **settings.transport_options, **passed}
-        return for_kombu(super()._connection(celery_url(url), **options), url)
+        try:
+            return for_kombu(super()._connection(celery_url(url), **options), url)
+        except (KeyError, ValueError) as exc:
+            said = str(exc).strip("\"'") if isinstance(exc, KeyError) else exc  # whose text is quoted
+            raise ConfigurationError(f"The broker's URL cannot be used: {said}.") from exc
 
     def _get_backend(self) -> Any:
         # Only for this app: a stock app in the same process keeps Celery's own.

@@ -15,6 +15,7 @@ from celeriac import Celery
 from celeriac.brokers.base import Broker, Publication
 from celeriac.brokers.urls import broker_for, load_driver
 from celeriac.errors import BrokerUnavailable, PublishTimeout
+from celeriac.protocol.exchanges import QueueFlags
 from celeriac.testing.contract.messages import acknowledged, collect, name_of, publication, receive
 
 load_driver("amqp://")
@@ -49,7 +50,57 @@ async def test_nobody_listens() -> None:
     error = await complaint("amqp://guest:secret@127.0.0.1:1//")
     assert not error.permanent
     assert "RabbitMQ at amqp://127.0.0.1:1 cannot be reached" in str(error)
+    assert str(error).endswith(": check host and port in the broker's URL, and whether the server runs.")
     assert "secret" not in str(error)
+
+
+async def test_no_sentence_of_the_drivers_stands_beside_ours(caplog: pytest.LogCaptureFixture) -> None:
+    await complaint("amqp://guest:secret@127.0.0.1:1//")
+    assert not caplog.records
+
+
+async def test_something_else_listens() -> None:
+    async def answer(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        await reader.read(100)
+        writer.write(b"HTTP/1.1 400 Bad Request\r\nContent-Length: 0\r\nConnection: close\r\n\r\n")
+        writer.close()
+
+    async with await asyncio.start_server(answer, "127.0.0.1", 0) as server:
+        port = server.sockets[0].getsockname()[1]
+        error = await complaint(f"amqp://127.0.0.1:{port}//")
+    assert error.permanent
+    assert "does not speak AMQP 0-9-1: check the port" in str(error)
+
+
+async def test_certificates_that_are_not_there_are_named(rabbitmq: RabbitMQServer) -> None:
+    error = await complaint(rabbitmq.url, ssl={"ca_certs": "/nowhere/ca.pem"})
+    assert error.permanent
+    assert "(ca_certs '/nowhere/ca.pem')" in str(error)
+
+
+async def test_a_queue_that_others_are_to_declare(rabbitmq_url: str) -> None:
+    broker = broker_for(rabbitmq_url, queue_flags=lambda _: QueueFlags(declared=False))
+    await broker.open()
+    with pytest.raises(BrokerUnavailable, match="no such queue: make it there, or leave out no_declare"):
+        await broker.publish([publication("1")])
+    await broker.close()
+
+
+@pytest.mark.timeout(90)
+def test_a_worker_with_a_wrong_password_ends_without_a_traceback(
+    rabbitmq: RabbitMQServer, tmp_path: Path
+) -> None:
+    launcher = Launcher()
+    url = rabbitmq.url_for("/", "guest", "wrong")
+    conf = {"result_backend": f"sqlite:///{tmp_path / 'celery.db'}"}
+    try:
+        worker = Ledger(tmp_path / "ledger", launcher, url=url, conf=conf).run_worker()
+        assert worker.wait(60) == 1
+        said = worker.output
+    finally:
+        launcher.clean_up()
+    assert "The worker stops: RabbitMQ at " in said
+    assert "Traceback" not in said
 
 
 async def test_tls_where_there_is_none(rabbitmq: RabbitMQServer) -> None:

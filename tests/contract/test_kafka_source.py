@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import re
+import socket
+import threading
 import time
 from collections.abc import Iterator
 from typing import Any
@@ -198,6 +201,28 @@ def test_servers_that_cannot_be_used(
         source.close()
     assert re.search(sentence, explained), explained
     assert "secret" not in explained
+
+
+def test_something_else_listens() -> None:
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        threading.Thread(target=_answer_as_rabbitmq, args=(server,), daemon=True).start()
+        source = KafkaSource(f"kafka://127.0.0.1:{server.getsockname()[1]}")
+        try:
+            with pytest.raises(Exception) as raised:
+                source.open()
+            error = source.explained(raised.value)
+        finally:
+            source.close()
+    assert "does not speak Kafka's protocol: check the port" in str(error)
+
+
+def _answer_as_rabbitmq(server: socket.socket) -> None:
+    with contextlib.suppress(OSError):
+        while True:
+            connection, _ = server.accept()
+            with connection:
+                connection.recv(1000)
+                connection.sendall(b"AMQP\0\0\x09\x01")
 
 
 def test_settings_that_the_driver_does_not_know(kafka: KafkaServer) -> None:

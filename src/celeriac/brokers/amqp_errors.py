@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import asyncio
+import errno
 import re
+import socket
 import ssl
 
 from aiormq import exceptions as amqp
@@ -11,6 +13,9 @@ from aiormq import exceptions as amqp
 from celeriac.errors import BrokerUnavailable
 
 __all__ = ["DRIVER_ERRORS", "explained", "is_other_arguments", "refused", "unconfirmed"]
+
+#: Bytes that no frame of RabbitMQ's has.
+_LARGEST_FRAME = 2**24
 
 #: All that the driver raises when a server or a connection fails.
 DRIVER_ERRORS = (amqp.AMQPError, ConnectionError, OSError, EOFError, asyncio.InvalidStateError, RuntimeError)
@@ -65,11 +70,16 @@ def explained(exc: BaseException, place: str) -> BrokerUnavailable:
             f"There is no TLS connection to RabbitMQ at {place} ({said}): check that the port speaks TLS and that "
             "broker_use_ssl names the authority of its certificate."
         )
-    if isinstance(exc, amqp.IncompatibleProtocolError) or "Unexpected AMQP protocol header" in said:
+    if (
+        isinstance(exc, amqp.IncompatibleProtocolError)
+        or "Unexpected AMQP protocol header" in said
+        or _is_no_frame(said)
+    ):
         return refused(
             f"What answers at {place} does not speak AMQP 0-9-1: check the port in the broker's URL."
         )
-    return BrokerUnavailable(f"RabbitMQ at {place} cannot be reached: {said or type(exc).__name__}.")
+    cure = ": check host and port in the broker's URL, and whether the server runs" if _is_nobody(exc) else ""
+    return BrokerUnavailable(f"RabbitMQ at {place} cannot be reached: {said or type(exc).__name__}{cure}.")
 
 
 def unconfirmed(exc: BaseException, place: str) -> BrokerUnavailable:
@@ -111,6 +121,19 @@ def _invalid(said: str, place: str) -> str:
     return f"RabbitMQ at {place} cannot make a queue or exchange ({said}): correct it in task_queues."
 
 
+def _is_no_frame(said: str) -> bool:
+    """Whether the driver took a text for a frame, whose length is then out of all reason."""
+    found = re.search(r"but (\d+) bytes expected", said)
+    return found is not None and int(found[1]) > _LARGEST_FRAME
+
+
+def _is_nobody(exc: BaseException) -> bool:
+    """Whether no connection came about: nobody listens there, or nobody is called so."""
+    number = exc.args[0] if exc.args else None
+    return number == errno.ECONNREFUSED or isinstance(exc.__cause__ or exc, socket.gaierror)
+
+
 def _said(exc: BaseException) -> str:
-    words = [str(part) for part in exc.args if part not in (None, "")] or [str(exc)]
+    parts = exc.args[1:] if len(exc.args) > 1 and type(exc.args[0]) is int else exc.args  # without an errno
+    words = [str(part) for part in parts if part not in (None, "")] or [str(exc)]
     return " ".join(words).strip().rstrip(".")

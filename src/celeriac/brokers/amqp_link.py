@@ -49,6 +49,12 @@ class Place:
         self.patience = patience
         self.silence = silence
 
+    @property
+    def certificates(self) -> str:
+        """The files of ``broker_use_ssl``, which the errors of those that read them do not name."""
+        names = ("ca_certs", "ca_certs_path", "certfile", "keyfile")
+        return ", ".join(f"{name} {self._tls[name]!r}" for name in names if self._tls and self._tls.get(name))
+
     def context(self) -> ssl.SSLContext | None:
         """The TLS context of ``broker_use_ssl``, if that says more than that there is TLS. Reads files."""
         return None if self._tls is None else _context(self._tls)
@@ -287,7 +293,9 @@ async def _connect_to(place: Place) -> Wire:
     try:
         context = await asyncio.to_thread(place.context)
     except (OSError, ValueError) as exc:
-        raise refused(f"broker_use_ssl names certificates that cannot be used: {exc}.") from exc
+        raise refused(
+            f"broker_use_ssl names certificates that cannot be used ({place.certificates}): {exc}."
+        ) from exc
     try:
         return await connect(place.url, context, place.patience)
     except TimeoutError:

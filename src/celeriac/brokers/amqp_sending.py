@@ -84,7 +84,8 @@ class Sender:
                     "name it in task_queues, or start a worker that consumes from it."
                 ) from None
             raise BrokerUnavailable(
-                f"RabbitMQ returned a message to {first.routing_key!r}: the queue was deleted, or is not declared here."
+                f"RabbitMQ returned a message to {first.routing_key!r}, as there is no such queue: make it there, or "
+                "leave out no_declare in task_queues."
             ) from None
 
     async def to_queue(self, publication: Publication, extra: Mapping[str, Any] | None = None) -> Outgoing:

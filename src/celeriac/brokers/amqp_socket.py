@@ -129,7 +129,12 @@ def _abandon(attempt: asyncio.Task[Wire]) -> None:
 
 
 def _without_traceback(record: logging.LogRecord) -> bool:
-    """The driver shows a traceback for each connection that ends; one sentence says as much."""
+    """The driver shows a traceback for each connection that ends; one sentence says as much.
+
+    Of a connection that does not come about it shows what it raises as well, and we say that.
+    """
+    if record.msg == "error when creating transport: %r":
+        return False
     if record.exc_info:
         error = record.exc_info[1]
         record.msg, record.exc_info = f"{record.getMessage()}: {error}", None

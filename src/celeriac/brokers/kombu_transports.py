@@ -105,8 +105,11 @@ _GENERIC = Transport(
     lacks="may lose a message whose taker is killed in the moment of taking",
 )
 
-#: Transports of kombu's that speak AMQP themselves, with what to use instead.
-_INSTEAD = {"librabbitmq": "amqp://", "qpid": "amqp://"}
+#: Transports of kombu's that speak AMQP themselves, with what to do instead.
+_INSTEAD = {
+    "librabbitmq": "write amqp:// for the same server",
+    "qpid": "it speaks AMQP 0-10: take another of docs/brokers.md",
+}
 
 #: The schemes of brokers that need no bridge.
 _NATIVE = frozenset({"memory", "redis", "rediss", "sentinel", "amqp", "amqps", "pyamqp"})
@@ -128,9 +131,7 @@ def transport_of(url: str) -> Transport:
     """The transport of a broker URL. Raises ConfigurationError for those that have a better way."""
     scheme = _scheme(url)
     if scheme in _INSTEAD:
-        raise ConfigurationError(
-            f"celeriac has no bridge to {scheme}://; write {_INSTEAD[scheme]} for the same server."
-        )
+        raise ConfigurationError(f"celeriac has no bridge to {scheme}://; {_INSTEAD[scheme]}.")
     return TRANSPORTS.get(scheme, _GENERIC)
 
 

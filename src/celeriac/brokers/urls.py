@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Mapping
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
@@ -17,10 +18,14 @@ from celeriac.redis.server import SCHEMES
 if TYPE_CHECKING:
     from celeriac.brokers.amqp import AMQPBroker
 
-__all__ = ["broker_for", "load_driver"]
+__all__ = ["broker_for", "check_for_kombu", "load_driver"]
 
 #: What needs SQLAlchemy, or is built of the same rows; it takes long to import.
 _ON_SQLALCHEMY = {"sqlite": "celeriac.brokers.sql", "memory": "celeriac.brokers.memory"}
+
+#: A login that ends the URL's authority by itself: no port stands there, and an @ comes later.
+#: kombu takes Azure's keys as they are.
+_UNQUOTED = re.compile(r"(?!azure)[\w+.-]+://[^/?#@;,\[]*:(?!\d*[/?#])[^/?#@;,]+[/?#].*@")
 
 _SUPPORTED = (
     "Supported are redis://host:port/db (also rediss://, valkey://, unix:// and sentinel://), amqp://host:port/vhost "
@@ -56,6 +61,7 @@ def broker_for(
     Raises:
         ConfigurationError: The URL names no broker, or one that is not supported, or its extra is missing.
     """
+    _check_login(url)
     scheme = url.partition(":")[0].lower()
     if scheme == "sqlite":
         from celeriac.brokers.sql import SQLBroker
@@ -82,6 +88,24 @@ def broker_for(
         keeper = broker_for(kept_in, lease=lease, options=keeper_options)
         return bridge(url, keeper, options=options, lease=lease)
     raise ConfigurationError(f"There is no broker for {scheme!r} URLs. {_SUPPORTED}")
+
+
+def check_for_kombu(url: str) -> None:
+    """Raise ConfigurationError for a URL of which kombu would say something else, or not what is missing for it."""
+    _check_login(url)
+    if is_bridged(url):
+        source_class(url)
+
+
+def _check_login(url: str) -> None:
+    """Raise ConfigurationError for a URL that nobody can read, as something in its login is not quoted.
+
+    Nothing of it is shown: who reads it all the same takes the beginning of the password for a port, and says so.
+    """
+    if _UNQUOTED.match(url):
+        raise ConfigurationError(
+            "The broker's URL cannot be read: write a / in its user or password as %2F, a ? as %3F and a # as %23."
+        )
 
 
 def load_driver(url: str) -> None:

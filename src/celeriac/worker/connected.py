@@ -113,11 +113,8 @@ class ConnectedThread(ABC):
         self._failures = min(self._failures + 1, 6)
         if self._failures > 1 or self.stopping.is_set():
             return
-        expected = (
-            *connection.recoverable_connection_errors,
-            *connection.recoverable_channel_errors,
-            OSError,
-        )
+        # Also those that trying again does not cure, as a wrong password: they say what they are about.
+        expected = (*connection.connection_errors, *connection.channel_errors, OSError)
         logger.warning(
             "%s: no connection to the broker at %s, trying again: %r",
             self.name,

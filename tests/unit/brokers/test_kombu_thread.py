@@ -314,6 +314,8 @@ def test_a_loop_that_is_gone_does_not_hurt_the_thread(server: Server) -> None:
         ("sqla+sqlite:////tmp/a.db", "sqla+sqlite:////tmp/a.db"),
         ("filesystem://", "filesystem://"),
         ("kafka://host;kafka://other", "kafka://host;kafka://other"),
+        ("azureservicebus://policy:some/key+=@space", "azureservicebus://space"),
+        ("azurestoragequeues://some/key@https://a.b", "azurestoragequeues://https://a.b"),
         ("nothing", "nothing"),
     ],
 )
@@ -325,3 +327,10 @@ def test_secrets_are_masked_wherever_they_are() -> None:
     url = "sqla+mysql://me:p%2Fw@host/db"
     assert cleansed("no p%2Fw and no p/w for me", url) == "no ** and no ** for me"
     assert cleansed("as it is", "filesystem://") == "as it is"
+    for url in ("azureservicebus://policy:some/key@space", "azurestoragequeues://some/key@https://a.b"):
+        assert cleansed("no some/key", url) == "no **"
+
+
+def test_a_secret_of_a_letter_does_not_mask_the_words_that_it_is_in() -> None:
+    text = 'expected x at "x:x@host", next extra'
+    assert cleansed(text, "sqs://x:x@host") == 'expected ** at "**:**@host", next extra'

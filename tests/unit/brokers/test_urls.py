@@ -180,3 +180,55 @@ def test_the_visibility_timeout_of_stock_workers_on_redis_is_no_lease(url: str, 
     app.conf.broker_transport_options = {"visibility_timeout": 43200}
 
     assert app.settings.lease == lease
+
+
+@pytest.mark.parametrize(
+    "url", ["amqp://me:pa/ss@host//", "sqs://AKIA:pa/ss@", "redis://:pa#ss@host/0", "zookeeper://me:pa?ss@h"]
+)
+def test_a_password_that_has_to_be_quoted_is_not_taken_for_a_port(url: str) -> None:
+    with pytest.raises(ConfigurationError, match=r"write a / in its user or password as %2F") as caught:
+        broker_for(url)
+    assert "pa" not in str(caught.value).replace("password", "")
+
+
+@pytest.mark.parametrize(
+    "url",
+    [
+        "amqp://me:pa%2Fss@host/v@host",
+        "amqp://host:5672/v@host",
+        "amqp://[::1]:5672/v@host",
+        "sentinel://a:1;sentinel://:secret@b:2/0",
+        "confluentkafka://a:9092;confluentkafka://me:secret@b:9092",
+        "sqla+sqlite:////tmp/a:b@c.db",
+    ],
+)
+def test_what_is_quoted_or_needs_no_quotes_is_read(url: str) -> None:
+    broker_for(url, options={"master_name": "mymaster"})
+
+
+def test_a_server_that_speaks_another_amqp_is_not_said_to_speak_ours() -> None:
+    with pytest.raises(ConfigurationError, match=r"speaks AMQP 0-10"):
+        broker_for("qpid://host")
+
+
+@pytest.mark.parametrize(
+    ("url", "sentence"),
+    [
+        ("mongodb://localhost", r"mongodb:// needs the package pymongo: pip install pymongo"),
+        ("zookeeper://localhost/x", r'pip install "celeriac\[zookeeper\]"'),
+        ("sqs://AKIA:pa/ss@", r"write a / in its user or password as %2F"),
+        ("nosuch://x", r"The broker's URL cannot be used: No such transport: nosuch\."),
+        ("amqp://localhost:abc//", r"The broker's URL cannot be used: .* as 'abc'\."),
+    ],
+)
+def test_what_celery_itself_connects_for_says_the_same(
+    url: str, sentence: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """``celery worker`` and ``.delay()`` begin with a connection of kombu's."""
+    for name in [name for name in sys.modules if name.startswith("celeriac.brokers.kombu_sources.zookeeper")]:
+        monkeypatch.delitem(sys.modules, name)
+    for name in ("pymongo", "kazoo", "kazoo.client"):
+        monkeypatch.setitem(sys.modules, name, None)
+    app = Celery("shop", broker=url, set_as_current=False)
+    with pytest.raises(ConfigurationError, match=sentence):
+        app.connection_for_write()

@@ -76,6 +76,10 @@ def explained(exc: BaseException, heard: KafkaError | None, place: str) -> Broke
         return refused(
             f"Kafka at {place} refused a message ({said}): send less, or raise max.message.bytes of the topic."
         )
+    if "Invalid response size" in said:
+        return refused(
+            f"What answers at {place} does not speak Kafka's protocol: check the port in the broker's URL."
+        )
     if code == KafkaError._SSL or "SSL" in said:
         return refused(
             f"There is no TLS connection to Kafka at {place} ({said}): check that the port speaks TLS, and "
