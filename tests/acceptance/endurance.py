@@ -147,7 +147,7 @@ class Endurance:
     def _send(self) -> None:
         while True:
             answer = self.http.post("/mixture", params={"number": CHUNK})
-            if answer.status_code == 503:  # it was cut off, and does not know what has become of them
+            if answer.status_code in (503, 504):  # it was cut off, and may not know what has become of them
                 continue
             answer.raise_for_status()
             break
@@ -169,7 +169,7 @@ class Endurance:
         self.counts: dict[str, int] = self._asked("/counts")
 
     def _asked(self, path: str) -> Any:
-        while (answer := self.http.get(path)).status_code == 503:
+        while (answer := self.http.get(path)).status_code in (503, 504):
             time.sleep(0.1)
         return answer.raise_for_status().json()
 
