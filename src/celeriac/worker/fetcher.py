@@ -33,6 +33,7 @@ class Slots:
         self.capacity = capacity
         self.reserved = 0
         self._taken = 0
+        self._concluding = 0
         self._freed = asyncio.Event()
         #: Set when the fetcher finds no slot that is free.
         self.filled = asyncio.Event()
@@ -55,6 +56,21 @@ class Slots:
         """Give slots back."""
         self._taken -= count
         self._share()
+
+    def release_early(self) -> bool:
+        """Give a slot back whose task has ended, and has yet to be concluded: but no more wait for the store than run.
+
+        Returns whether it was given back; then ``concluded`` says when the rest is done, and ``release`` is not called.
+        """
+        if self._concluding >= self.capacity:
+            return False
+        self._concluding += 1
+        self.release()
+        return True
+
+    def concluded(self) -> None:
+        """The rest is done of what has given its slot back early."""
+        self._concluding -= 1
 
     def resize(self, capacity: int) -> None:
         """Change the capacity; what is taken stays taken."""

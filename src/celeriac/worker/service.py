@@ -7,11 +7,9 @@ import contextlib
 from collections.abc import Callable, Collection, Sequence
 from typing import Any
 
-from celery.exceptions import TaskRevokedError
 from celery.utils.log import get_logger
 
 from celeriac import propagation
-from celeriac.brokers.base import Delivery
 from celeriac.connection import Connection
 from celeriac.protocol.exchanges import Binding
 from celeriac.routing import bindings_of
@@ -29,10 +27,11 @@ from celeriac.worker.intake import Intake
 from celeriac.worker.leases import LeaseKeeper
 from celeriac.worker.lifespan import app_ready, app_running
 from celeriac.worker.profile import TaskProfile
-from celeriac.worker.rates import RateLimit, Rates
+from celeriac.worker.rates import Rates
 from celeriac.worker.records import RecordWriter
 from celeriac.worker.replies import Replies
 from celeriac.worker.reporter import Reporter
+from celeriac.worker.runners import Runners
 from celeriac.worker.settler import Settler
 from celeriac.worker.shutdown import Shutdown
 from celeriac.worker.successors import Successors
@@ -75,8 +74,8 @@ class Service:
         self._mingles = mingles
         self.pool = controller.pool
         self.held = Held()
-        self._runners: set[asyncio.Task[None]] = set()
-        self._concluding = 0
+        #: What works on deliveries now, a task of the loop for each.
+        self.runners: set[asyncio.Task[None]] = set()
         self.shutdown = Shutdown(controller.hostname, app.conf.worker_soft_shutdown_timeout)
         self.actions = Actions(self)
 
@@ -105,15 +104,13 @@ class Service:
         self.rates = Rates(self.slots, disabled=bool(self._controller.disable_rate_limits))
         self.actions.on_rate_limit(None)
         self.reporter = Reporter(self._consumer)
-        can = connection.broker.capabilities
-        self._gives_back = can.delivery_count and not can.lease
         self._leases = LeaseKeeper(connection.broker, self._on_lost)
         self._records = RecordWriter(connection.store, self.app._connections.now)
         self._settler = Settler(connection.broker, self._leases.release)
         self._replies = self._make_replies(connection)
         self.executor = self._make_executor(connection)
         self.intake = self._make_intake(connection)
-        self.fetcher = self._make_fetcher(connection)
+        self.fetcher = self._make_fetcher(connection, self._make_runners(connection))
         self._control = self._make_control(connection)
         self.reporter.send_event = self._sender_of_events
 
@@ -152,12 +149,26 @@ class Service:
             reporter=self.reporter,
         )
 
-    def _make_fetcher(self, connection: Connection) -> Fetcher:
+    def _make_runners(self, connection: Connection) -> Runners:
+        can = connection.broker.capabilities
+        return Runners(
+            self.runners,
+            self.intake,
+            self.executor,
+            slots=self.slots,
+            rates=self.rates,
+            held=self.held,
+            leases=self._leases,
+            settler=self._settler,
+            gives_back=can.delivery_count and not can.lease,
+        )
+
+    def _make_fetcher(self, connection: Connection, runners: Runners) -> Fetcher:
         return Fetcher(
             connection.broker,
             self.queues,
             self.slots,
-            self._start,
+            runners.start,
             Patience.of(self.app.settings),
             self._bindings,
             self._consumer.cancel_task_queue,
@@ -226,7 +237,7 @@ class Service:
             await self._leases.stop()
             await asyncio.to_thread(self._control.stop)
 
-    # -- from delivery to execution ------------------------------------------------------------------------------
+    # -- what it works on ----------------------------------------------------------------------------------------
 
     def queues(self) -> Sequence[str]:
         """The names of the queues that the worker consumes from, as of now."""
@@ -234,108 +245,13 @@ class Service:
             return self.asked_queues()
         return list(self.app.amqp.queues.consume_from)
 
-    @property
-    def runners(self) -> Collection[asyncio.Task[None]]:
-        """What works on deliveries now, a task of the loop for each."""
-        return self._runners
-
     def _bindings(self) -> list[Binding]:
         queues = self.app.amqp.queues.consume_from.values()
         return [binding for queue in queues for binding in bindings_of(queue)]
 
-    async def _start(self, deliveries: Sequence[Delivery], asked_at: float) -> None:
-        for delivery in deliveries:
-            self._leases.hold(delivery.tag, asked_at)
-        try:
-            admitted = await self.intake.admit(deliveries, self._hold)
-        except Exception:
-            logger.exception("%d deliveries could not be admitted", len(deliveries))
-            for delivery in deliveries:
-                self._let_go(delivery.tag)
-                self.held.discard(delivery.tag)
-            admitted = []
-        for _ in range(len(deliveries) - len(admitted)):
-            self.slots.release()
-        for execution, revoked, done in admitted:
-            runner = asyncio.create_task(self._execute(execution, revoked, done))
-            execution.runner = runner
-            self._runners.add(runner)
-
-    def _hold(self, execution: Execution) -> None:
-        """From here on, a cancellation finds it."""
-        execution.on_abandoned = self._abandon
-        self.held.add(execution)
-
-    async def _execute(self, execution: Execution, revoked: bool, done: bool) -> None:
-        try:
-            if self.rates.limits and not revoked and not done:
-                limit = self.rates.limits.get(execution.name)
-                revoked = limit is not None and await self._wait_for_rate(execution, limit)
-            await self.executor.execute(execution, revoked=revoked, done=done)
-        except asyncio.CancelledError:  # the loop is being closed: the lease ends, and another worker goes on
-            self._leases.release(execution.delivery.tag)
-            raise
-        except BaseException as exc:
-            logger.exception("Task %s[%s]: the worker failed", execution.name, execution.id)
-            self._let_go(execution.delivery.tag)
-            if not isinstance(exc, Exception):
-                raise
-        finally:
-            self.held.discard(execution.delivery.tag)
-            if execution.runner is not None:
-                self._runners.discard(execution.runner)
-                execution.runner = None  # they refer to each other
-            if execution.abandoned:
-                pass  # its slot was given back when it was abandoned
-            elif execution.concluding:
-                self._concluding -= 1
-            else:
-                self.slots.release()
-
-    def _let_go(self, tag: str) -> None:
-        """Nobody settles this delivery: its lease ends, and the message is delivered again, up to its limit."""
-        self._leases.release(tag)
-        if self._gives_back:
-            # No lease would end: it would be this worker's for as long as the connection lives.
-            self._settler.give_back(tag)
-
-    async def _wait_for_rate(self, execution: Execution, limit: RateLimit) -> bool:
-        """Wait until the task may start; or, if its rate limit kept it waiting, whether it was revoked meanwhile."""
-        if limit.take():
-            return False
-        try:
-            await self.rates.wait(execution, limit)
-        except TaskRevokedError:
-            return True
-        except (HandedBack, LeaseLost):
-            return False  # the executor sees it
-        return await self.intake.revoked_meanwhile(execution)
-
-    def _ended(self, runner: asyncio.Task[None]) -> None:
-        self._runners.discard(runner)
-        if not runner.cancelled():
-            runner.exception()  # logged where it was raised
-
-    def _abandon(self, execution: Execution) -> None:
-        """A coroutine swallows every cancellation: conclude without it, and take another task in its place."""
-        logger.critical(
-            "Task %s[%s] cannot be stopped and is left to itself: it swallows asyncio.CancelledError.",
-            execution.name,
-            execution.id,
-        )
-        if execution.runner is not None:
-            self._runners.discard(execution.runner)  # a shutdown does not wait for it
-        concluding = asyncio.create_task(self.executor.conclude_abandoned(execution))
-        self._runners.add(concluding)
-        concluding.add_done_callback(self._ended)
-        self.slots.release()
-
     def _on_ended(self, execution: Execution) -> None:
-        """The function's slot is free while its result is stored; but no more wait for the store than run."""
-        if self._concluding < self.slots.capacity:
-            self._concluding += 1
-            execution.concluding = True
-            self.slots.release()
+        """The function's slot is free while its result is stored."""
+        execution.concluding = self.slots.release_early()
 
     # -- the way out ---------------------------------------------------------------------------------------------
 
@@ -343,18 +259,18 @@ class Service:
         """Let running tasks finish within the grace period, then hand them back."""
         for execution in self.rates.waiting:
             execution.halt(HandedBack())
-        if self._runners:
+        if self.runners:
             grace = self.app.settings.shutdown_grace
             cold = asyncio.create_task(self.shutdown.cold.wait())
-            ending = asyncio.ensure_future(asyncio.wait(self._runners))
+            ending = asyncio.ensure_future(asyncio.wait(self.runners))
             await asyncio.wait((cold, ending), timeout=grace, return_when=asyncio.FIRST_COMPLETED)
             cold.cancel()
             ending.cancel()
-        if self._runners:
-            logger.warning("Handing back %d tasks that are still running.", len(self._runners))
+        if self.runners:
+            logger.warning("Handing back %d tasks that are still running.", len(self.runners))
             for execution in self.held:
                 execution.halt(HandedBack())
-            await asyncio.wait(self._runners, timeout=_LAST_STEPS)
+            await asyncio.wait(self.runners, timeout=_LAST_STEPS)
         with contextlib.suppress(TimeoutError):
             async with asyncio.timeout(_LAST_STEPS):
                 await self._records.drain()

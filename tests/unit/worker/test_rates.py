@@ -165,3 +165,15 @@ async def test_a_slot_goes_to_who_waits_before_the_fetcher_sees_it() -> None:
     await asyncio.wait([given_up])
     slots.release()
     assert slots.free == 1
+
+
+async def test_no_more_ended_tasks_wait_for_the_store_than_there_are_slots() -> None:
+    slots = Slots(1)
+    slots.take(1)
+    assert slots.release_early()
+    slots.take(1)
+    assert not slots.release_early()
+    assert slots.free == 0
+    slots.concluded()
+    assert slots.release_early()
+    assert slots.free == 1
