@@ -211,3 +211,11 @@ class TaskFailed(TaskError):
 
 class TaskRevoked(TaskError, celery_exceptions.TaskRevokedError):  # type: ignore[misc]
     """The task was cancelled before it finished."""
+
+
+def again(error: BrokerUnavailable) -> BrokerUnavailable:
+    """The same error for one more who waits: a traceback belongs to one exception."""
+    copy = BrokerUnavailable(str(error))
+    copy.permanent, copy.unconfirmed, copy.why = error.permanent, error.unconfirmed, error.why
+    copy.__cause__ = error.__cause__
+    return copy

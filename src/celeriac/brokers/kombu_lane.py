@@ -14,7 +14,7 @@ from typing import Any, Generic, TypeVar
 
 from celeriac.brokers.base import PartlyPublished
 from celeriac.brokers.kombu_sources.base import Source
-from celeriac.errors import BrokerUnavailable, CeleriacError
+from celeriac.errors import BrokerUnavailable, CeleriacError, again
 
 __all__ = ["Call", "Lane"]
 
@@ -158,7 +158,7 @@ class Lane(Generic[S]):
         if self._open:
             return False
         if self._trouble is not None and time.monotonic() < self._not_before:
-            raise _again(self._trouble)
+            raise again(self._trouble)
         self._opening = time.monotonic()
         try:
             self.source.open()
@@ -223,11 +223,3 @@ class Lane(Generic[S]):
     def _tell(self, callback: Callable[[], Any]) -> None:
         with contextlib.suppress(RuntimeError):  # a loop that has closed has nobody who waits
             self.loop.call_soon_threadsafe(callback)
-
-
-def _again(error: BrokerUnavailable) -> BrokerUnavailable:
-    """The same error for one more who asks: a traceback belongs to one exception."""
-    copy = BrokerUnavailable(str(error))
-    copy.permanent = error.permanent
-    copy.__cause__ = error.__cause__
-    return copy

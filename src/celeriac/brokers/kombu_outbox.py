@@ -7,7 +7,7 @@ from collections.abc import Awaitable, Callable, Mapping, Sequence
 
 from celeriac.brokers.kombu_partly import failure
 from celeriac.brokers.kombu_sources.held import Sealed
-from celeriac.errors import BrokerUnavailable
+from celeriac.errors import BrokerUnavailable, again
 
 __all__ = ["Outbox"]
 
@@ -65,7 +65,7 @@ class Outbox:
         except BrokerUnavailable as exc:
             for _, future in batch:
                 if not future.done():
-                    future.set_exception(_alike(exc))
+                    future.set_exception(again(exc))
             return
         except BaseException as exc:
             for _, future in batch:
@@ -80,14 +80,6 @@ class Outbox:
                 continue
             if errors:
                 taken = set(range(len(messages))).difference(errors)
-                future.set_exception(failure(taken, _alike(next(iter(errors.values())))))
+                future.set_exception(failure(taken, again(next(iter(errors.values())))))
             else:
                 future.set_result(None)
-
-
-def _alike(error: BrokerUnavailable) -> BrokerUnavailable:
-    """The same error for one of many: a traceback belongs to one exception."""
-    copy = BrokerUnavailable(str(error))
-    copy.permanent = error.permanent
-    copy.__cause__ = error.__cause__
-    return copy

@@ -15,10 +15,10 @@ from collections.abc import Awaitable, Callable, Iterator, Sequence
 from typing import TYPE_CHECKING
 
 from celeriac.brokers.redis_keys import Layout
-from celeriac.errors import BrokerUnavailable
+from celeriac.errors import BrokerUnavailable, again
 from celeriac.redis.server import Server
 from celeriac.redis.subscriber import Subscriber
-from celeriac.redis.trouble import again, unavailable
+from celeriac.redis.trouble import unavailable
 
 if TYPE_CHECKING:
     from redis.asyncio.connection import AbstractConnection

@@ -15,10 +15,10 @@ from collections import deque
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any, ClassVar
 
-from celeriac.errors import BrokerUnavailable
+from celeriac.errors import BrokerUnavailable, again
 from celeriac.redis.scripts import Script
 from celeriac.redis.server import Server, count_received, transport_of
-from celeriac.redis.trouble import again, turns_away, unavailable
+from celeriac.redis.trouble import turns_away, unavailable
 
 if TYPE_CHECKING:
     from redis.asyncio.connection import AbstractConnection

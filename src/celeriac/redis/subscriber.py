@@ -11,9 +11,9 @@ from collections import Counter
 from collections.abc import AsyncIterator, Callable, Collection
 from typing import TYPE_CHECKING, ClassVar
 
-from celeriac.errors import BrokerUnavailable
+from celeriac.errors import BrokerUnavailable, again
 from celeriac.redis.server import Server, transport_of
-from celeriac.redis.trouble import again, unavailable
+from celeriac.redis.trouble import unavailable
 
 if TYPE_CHECKING:
     from redis.asyncio.connection import AbstractConnection

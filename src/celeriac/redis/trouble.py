@@ -7,7 +7,7 @@ import ssl
 from celeriac.errors import BrokerUnavailable
 from celeriac.redis.server import ConnectTimeout, Server
 
-__all__ = ["again", "turns_away", "unavailable"]
+__all__ = ["turns_away", "unavailable"]
 
 #: The code of an error reply → what it means here.
 _PASSING = {
@@ -68,14 +68,6 @@ def turns_away(error: BaseException) -> bool:
     from redis.exceptions import AuthenticationError, BusyLoadingError, MasterDownError, ReadOnlyError
 
     return isinstance(error, AuthenticationError | BusyLoadingError | MasterDownError | ReadOnlyError)
-
-
-def again(error: BrokerUnavailable) -> BrokerUnavailable:
-    """The same error for one more who waits: a traceback belongs to one exception."""
-    copy = BrokerUnavailable(str(error))
-    copy.permanent, copy.unconfirmed, copy.why = error.permanent, error.unconfirmed, error.why
-    copy.__cause__ = error.__cause__
-    return copy
 
 
 def _code(error: BaseException) -> tuple[str, str]:
