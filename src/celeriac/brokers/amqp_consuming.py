@@ -24,9 +24,12 @@ from celeriac.errors import BrokerUnavailable
 if TYPE_CHECKING:
     from pamqp.base import Frame
 
-__all__ = ["Consuming"]
+__all__ = ["SHORT", "Consuming"]
 
 logger = logging.getLogger("celeriac.brokers.amqp")
+
+#: Seconds until a due time that a consumer waits out by itself: RabbitMQ delays by whole seconds.
+SHORT = 2.0
 
 #: Frames in one write.
 _AT_ONCE = 256
@@ -239,7 +242,7 @@ class Consuming:
         share.held += 1
         consumer.unsettled.add(arrival.number)
         due = due_of(delivered)
-        if due and 0 < due - time.time() <= 2.0:
+        if due and 0 < due - time.time() <= SHORT:
             self.put_aside(arrival, due)
         else:
             consumer.ready.append(arrival)

@@ -8,7 +8,7 @@ import time
 from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
-from celeriac.brokers.amqp_consuming import Consuming
+from celeriac.brokers.amqp_consuming import SHORT, Consuming
 from celeriac.brokers.amqp_deliveries import Arrival, acknowledged, requeued
 from celeriac.brokers.amqp_link import ANSWER_TIMEOUT
 from celeriac.brokers.amqp_messages import deliveries_of, due_of, message_of
@@ -19,9 +19,6 @@ from celeriac.errors import BrokerUnavailable
 __all__ = ["Copies", "Move"]
 
 logger = logging.getLogger("celeriac.brokers.amqp")
-
-#: Seconds until a due time that a consumer waits out by itself: RabbitMQ delays by whole seconds.
-_SHORT = 2.0
 
 #: Seconds for putting copies in the places of messages, before those are worked on as they are.
 _REPLACE_TIMEOUT = 5.0
@@ -51,7 +48,7 @@ class Copies:
         delivered = arrival.delivered
         deliveries = deliveries_of(delivered)
         due = due_of(delivered)
-        if due and due - time.time() > _SHORT:
+        if due and due - time.time() > SHORT:
             # A stock client's, that knows nothing of delays.
             moves.append(Move(arrival, deliveries - 1, due))
             return None
