@@ -86,6 +86,30 @@ async def test_a_queue_that_others_are_to_declare(rabbitmq_url: str) -> None:
     await broker.close()
 
 
+@pytest.mark.timeout(120)
+async def test_a_worker_tells_of_an_outage_once_and_of_its_end(
+    rabbitmq_server: RabbitMQServer, tmp_path: Path
+) -> None:
+    launcher = Launcher()
+    conf = {"result_backend": f"sqlite:///{tmp_path / 'celery.db'}"}
+    ledger = Ledger(tmp_path / "ledger", launcher, url=rabbitmq_server.url, conf=conf)
+    try:
+        worker = await asyncio.to_thread(ledger.start_worker)
+        async with ledger.client as client:
+            await (await client.enqueue("ledger.work", (0.0,))).result(timeout=30)
+        await asyncio.to_thread(rabbitmq_server.kill)
+        await asyncio.to_thread(
+            worker.wait_for_line, r"Cannot receive, trying again until it works: RabbitMQ at "
+        )
+        await asyncio.to_thread(rabbitmq_server.start)
+        end = r"WARNING.*Receives again, after \d+ seconds\."
+        await asyncio.to_thread(worker.wait_for_line, end, timeout=60)
+        said = [line for line in worker.output.splitlines() if "Cannot receive" in line]
+    finally:
+        launcher.clean_up()
+    assert len(said) == len({line.partition("Cannot receive")[2] for line in said})
+
+
 @pytest.mark.timeout(90)
 def test_a_worker_with_a_wrong_password_ends_without_a_traceback(
     rabbitmq: RabbitMQServer, tmp_path: Path

@@ -15,6 +15,7 @@ from celeriac.config import Settings
 from celeriac.errors import BrokerUnavailable
 from celeriac.protocol.exchanges import Binding
 from celeriac.timing import elapsed
+from celeriac.worker.outage import Outage
 
 __all__ = ["Fetcher", "Patience", "Slots"]
 
@@ -180,7 +181,7 @@ class Fetcher:
         Raises BrokerUnavailable when it is at its end, or when waiting would not help.
         """
         delay, longest = _BACKOFF
-        failures = 0
+        failures, outage = 0, Outage()
         while not self._stopping:
             try:
                 await self._receive()
@@ -190,7 +191,7 @@ class Fetcher:
                     continue
                 if exc.permanent or not self._patience.allows(failures, started=self._started):
                     raise
-                logger.error("Cannot receive, trying again in %.2f s: %s", delay, exc)
+                outage.failed(exc, delay)
             except Exception as exc:
                 # Remote control may have added a queue whose name no broker takes, as half of a surrogate pair is none.
                 if isinstance(exc, (TypeError, ValueError)) and self._drop_added(exc):
@@ -198,6 +199,7 @@ class Fetcher:
                 logger.exception("Cannot receive, trying again in %.2f s", delay)
             else:
                 delay, failures, self._started = _BACKOFF[0], 0, True
+                outage.over()
                 continue
             await self._unless_poked(asyncio.sleep(delay))
             delay = min(delay * 2, longest)
