@@ -50,6 +50,15 @@ async def full(request: pytest.FixtureRequest, rabbitmq_url: str) -> AsyncIterat
     await broker.close()
 
 
+async def test_a_stream_is_refused_before_a_task_is_lost_in_it(rabbitmq_url: str) -> None:
+    broker = AMQPBroker(rabbitmq_url, queue_arguments=lambda _: {"x-queue-type": "stream"})
+    await broker.open()
+    with pytest.raises(BrokerUnavailable, match="is a stream") as caught:
+        await broker.publish([publication("1")])
+    assert caught.value.permanent
+    await broker.close()
+
+
 async def test_a_full_queue_is_named(full: AMQPBroker) -> None:
     with pytest.raises(BrokerUnavailable, match="its queue is full") as caught:
         await full.publish([publication("second")])

@@ -100,6 +100,11 @@ class Topology:
         arguments, flags = (
             ({}, QueueFlags()) if name == DEAD else (self._arguments_of(name), self._flags_of(name))
         )
+        if arguments.get("x-queue-type") == "stream":
+            raise refused(
+                f"The queue {name!r} is a stream, from which a new worker gets nothing that was sent before it came: "
+                "declare it as quorum or classic in task_queues."
+            )
         if flags.declared:
             await self._ask(
                 "queue_declare",
