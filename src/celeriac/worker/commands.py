@@ -75,6 +75,21 @@ def _wrong_limit(arguments: Mapping[str, Any]) -> str | None:
     return None
 
 
+def _wrong_queue(arguments: Mapping[str, Any]) -> str | None:
+    """What is wrong with the name of a queue; JSON can say what no broker, no terminal and no log can."""
+    queue = arguments.get("queue")
+    try:
+        if type(queue) is str and queue.encode():
+            return None
+    except UnicodeEncodeError:
+        pass
+    return f"Invalid name of a queue: {queue!r}"
+
+
+#: What a command's arguments are asked before Celery's own code takes them as they are.
+_CHECKS = {"add_consumer": _wrong_queue, "time_limit": _wrong_limit}
+
+
 class CommandNode(_Node):  # type: ignore[misc]
     """A pidbox node that prepares Celery's worker state for each command and replies on its own channel."""
 
@@ -94,7 +109,7 @@ class CommandNode(_Node):  # type: ignore[misc]
         arguments = arguments or {}
         if method not in self._commands:
             return self._refuse(method)
-        if method == "time_limit" and (wrong := _wrong_limit(arguments)):
+        if (check := _CHECKS.get(method)) and (wrong := check(arguments)):
             return {"error": wrong}
         self.facade.subject = arguments.get("task_name")
         self._announce(method, arguments)
