@@ -118,7 +118,8 @@ async def test_delay_is_of_time_and_not_of_throughput(proxy: Proxy) -> None:
     proxy.delay = 0.05
     started = time.perf_counter()
     assert await asyncio.gather(*(client.ping() for _ in range(20))) == [True] * 20
-    assert 0.1 <= time.perf_counter() - started < 2  # one after the other they would take three times as long, at least
+    # One after the other they would take three times as long, at least.
+    assert 0.1 <= time.perf_counter() - started < 2
     await client.aclose()
 
 
