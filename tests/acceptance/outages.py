@@ -102,7 +102,7 @@ async def heal(site: AnySite) -> None:
 
 async def pause(site: AnySite) -> None:
     """The server stands still."""
-    site.server.pause()
+    await asyncio.to_thread(site.server.pause)
 
 
 async def resume(site: AnySite) -> None:

@@ -81,7 +81,7 @@ async def test_deleting_a_record_is_within_the_deadline(site: Site, ledger: Ledg
         client.conf.celeriac_publish_deadline = 0.8
         async with client:
             await site.proxy.refuse()
-            results.pause()
+            await asyncio.to_thread(results.pause)
             for error, seconds in await asyncio.gather(*(failed_enqueue(client) for _ in range(3))):
                 assert isinstance(error, BrokerUnavailable)
                 assert seconds < 1

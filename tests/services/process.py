@@ -11,6 +11,7 @@ import subprocess
 import tempfile
 import time
 from abc import ABC, abstractmethod
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Self
 
@@ -126,8 +127,14 @@ class ServerProcess(Server):
         self.start()
 
     def pause(self) -> None:
-        """Make it silent (SIGSTOP): the kernel keeps and accepts connections, but nothing is answered."""
+        """Make it silent (SIGSTOP): the kernel keeps and accepts connections, but nothing is answered.
+
+        Returns when all its threads stand still, as some may go on for a moment. Linux alone tells.
+        """
         self._signal(signal.SIGSTOP)
+        deadline = time.monotonic() + self.patience
+        while any(state not in "TZX" for state in self._thread_states()) and time.monotonic() < deadline:
+            os.sched_yield()
 
     def resume(self) -> None:
         """Let a paused one go on (SIGCONT); it then answers what it was sent meanwhile."""
@@ -153,6 +160,14 @@ class ServerProcess(Server):
         if self._process is not None:
             with contextlib.suppress(ProcessLookupError):
                 os.killpg(self._process.pid, number)
+
+    def _thread_states(self) -> Iterator[str]:
+        """The state of each thread of the group, as Linux shows it: T is stopped, Z and X have ended."""
+        for stat in Path("/proc").glob("[0-9]*/task/[0-9]*/stat") if self.running else ():
+            with contextlib.suppress(OSError):
+                state, _parent, group = stat.read_text().rpartition(") ")[2].split()[:3]
+                if int(group) == self.group:
+                    yield state
 
     def _wait_for_end(self) -> None:
         if self._process is not None:
